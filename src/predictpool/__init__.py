@@ -1,0 +1,81 @@
+"""TensorFlow predictions, fast and safe inside async applications."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from predictpool._devices import Device as Device
+    from predictpool._errors import BrokenWorkerError as BrokenWorkerError
+    from predictpool._errors import InvalidFeatures as InvalidFeatures
+    from predictpool._errors import PoolClosed as PoolClosed
+    from predictpool._errors import PoolTimeout as PoolTimeout
+    from predictpool._errors import PredictionError as PredictionError
+    from predictpool._errors import PredictorPoolError as PredictorPoolError
+    from predictpool._errors import TooManyRequests as TooManyRequests
+    from predictpool._errors import WorkerError as WorkerError
+    from predictpool._errors import WorkerStartError as WorkerStartError
+    from predictpool._launcher import LocalLauncher as LocalLauncher
+    from predictpool._pool import PredictorPool as PredictorPool
+    from predictpool._signature import FeatureSpec as FeatureSpec
+    from predictpool._signature import Signature as Signature
+    from predictpool._statistics import PoolStatistics as PoolStatistics
+    from predictpool.predictors._base import Predictor as Predictor
+    from predictpool.predictors._estimator import EstimatorPredictor as EstimatorPredictor
+    from predictpool.predictors._function import FunctionPredictor as FunctionPredictor
+
+# Resolved on first use: a worker imports this package too, and needs no event loop.
+_MODULES = {
+    "BrokenWorkerError": "_errors",
+    "Device": "_devices",
+    "EstimatorPredictor": "predictors._estimator",
+    "FeatureSpec": "_signature",
+    "FunctionPredictor": "predictors._function",
+    "InvalidFeatures": "_errors",
+    "LocalLauncher": "_launcher",
+    "PoolClosed": "_errors",
+    "PoolStatistics": "_statistics",
+    "PoolTimeout": "_errors",
+    "PredictionError": "_errors",
+    "Predictor": "predictors._base",
+    "PredictorPool": "_pool",
+    "PredictorPoolError": "_errors",
+    "Signature": "_signature",
+    "TooManyRequests": "_errors",
+    "WorkerError": "_errors",
+    "WorkerStartError": "_errors",
+}
+
+__all__ = [
+    "BrokenWorkerError",
+    "Device",
+    "EstimatorPredictor",
+    "FeatureSpec",
+    "FunctionPredictor",
+    "InvalidFeatures",
+    "LocalLauncher",
+    "PoolClosed",
+    "PoolStatistics",
+    "PoolTimeout",
+    "PredictionError",
+    "Predictor",
+    "PredictorPool",
+    "PredictorPoolError",
+    "Signature",
+    "TooManyRequests",
+    "WorkerError",
+    "WorkerStartError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,107 @@
+"""The command line: ``predictpool …``, also ``python -m predictpool …``."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+if TYPE_CHECKING:
+    import typer
+
+
+def main() -> None:
+    """Run the command line; the console script's entry point."""
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError:
+        needed = 'the command line needs typer and rich: pip install "predictpool[cli]"'
+        print(f"predictpool: {needed}", file=sys.stderr)
+        raise SystemExit(2) from None
+    _app()()
+
+
+def _app() -> "typer.Typer":
+    """Return the typer application; built in a function because typer is optional."""
+    import typer
+
+    app = typer.Typer(
+        name="predictpool",
+        help="Predictions of TensorFlow Estimators, for asynchronous applications.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,  # an error that nobody foresaw keeps its plain traceback
+    )
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            print(f"predictpool {importlib.metadata.version('predictpool')}")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool,
+            typer.Option(
+                "--version", callback=show_version, is_eager=True, help="Print the version."
+            ),
+        ] = False,
+    ) -> None:
+        pass
+
+    _add_demo(app)
+    return app
+
+
+def _add_demo(app: "typer.Typer") -> None:
+    """Give the application its command ``demo``."""
+    import typer
+
+    from predictpool import _census
+
+    @app.command()
+    def demo(
+        rows: Annotated[
+            int,
+            typer.Option(min=1, max=_census.HELD_OUT_ROWS, help="Held-out rows to predict."),
+        ] = _census.HELD_OUT_ROWS,
+        workers: Annotated[int, typer.Option(min=1, help="Processes in each pool.")] = 2,
+        steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = _census.TRAINING_STEPS,
+        model_dir: Annotated[
+            Path | None,
+            typer.Option(
+                file_okay=False,
+                help="Keep the model here, and use the one that is here.",
+                show_default="a temporary directory",
+            ),
+        ] = None,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print one JSON object; times are in seconds.")
+        ] = False,
+    ) -> None:
+        """Train a classifier on census rows and ask it in five ways, every answer checked."""
+        _demo(rows, workers, steps, model_dir, as_json)
+
+
+def _demo(rows: int, workers: int, steps: int, model_dir: Path | None, as_json: bool) -> None:
+    """Run the demo and print what it found; errors that the user can act on are one line."""
+    import rich
+    import rich.console
+
+    from predictpool import PredictorPoolError
+    from predictpool._demo import DemoError, require_estimators, run, shown, table
+
+    try:
+        with rich.console.Console(stderr=True).status("Importing TensorFlow"):
+            require_estimators()
+        with shown() as report:
+            result = run(
+                rows=rows, workers=workers, steps=steps, model_dir=model_dir, report=report
+            )
+    except (DemoError, PredictorPoolError) as error:
+        print(f"predictpool: {error}", file=sys.stderr)
+        raise SystemExit(getattr(error, "exit_code", 1)) from error
+    if as_json:
+        print(result.to_json())
+    else:
+        rich.print(table(result))

@@ -1,0 +1,342 @@
+"""Between callers and workers: encodes requests, carries out what the scheduler decides."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import cloudpickle
+
+from predictpool import _wire
+from predictpool._backend import Backend, Cancellable, Waiter
+from predictpool._errors import InvalidFeatures, PredictionError, TooManyRequests
+from predictpool._launcher import WorkerHandle
+from predictpool._scheduler import Batch, ErrorFactory, Request, Scheduler, Todo
+from predictpool._signature import Signature, SignatureSource, as_arrays
+from predictpool._wire import Frame, Kind, Parts, Schema, SNAPSHOT_BYTES
+from predictpool._worker import Failure, Ready
+
+logger = logging.getLogger("predictpool")
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """What belongs to a request besides what the scheduler has to know.
+
+    Attributes:
+        schema, parts: its encoded features.
+        waiter: what its caller waits on; set to a `Result`.
+        one: whether the row axis is taken off the outputs.
+        inferred: the signature that was taken from it, where none is known yet.
+    """
+
+    schema: Schema
+    parts: Parts
+    waiter: Waiter
+    one: bool
+    inferred: Signature | None
+
+
+@dataclass(slots=True, eq=False)
+class Result:
+    """What a caller gets: outputs, or an error to raise."""
+
+    outputs: Any = None
+    error: BaseException | None = None
+
+
+class Dispatcher:
+    """Carries requests to workers and answers to callers. One event loop, one thread."""
+
+    def __init__(
+        self, scheduler: Scheduler, backend: Backend, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.signature: SignatureSource = None
+        self._scheduler = scheduler
+        self._backend = backend
+        self._clock = clock
+        self._row_wise = True
+        self._handles: dict[int, WorkerHandle] = {}
+        self._broken: ErrorFactory | None = None
+        self._timer: Cancellable | None = None
+        self._timer_at = math.inf
+        self._quiet: anyio.Event | None = None
+
+    # --- callers -------------------------------------------------------------------
+
+    def submit(self, features: Any, *, one: bool, timeout: float | None) -> tuple[Request, Call]:
+        """Check and encode features and put them in the queue.
+
+        Raises:
+            TooManyRequests: ``max_waiting`` requests are waiting.
+            InvalidFeatures: the features do not fit the signature.
+            WorkerError: the pool has no worker left.
+        """
+        if self._broken is not None:
+            raise self._broken()
+        scheduler = self._scheduler
+        if scheduler.full:
+            scheduler.refuse()
+            raise _too_many(scheduler)
+        try:
+            call, rows = self._encode(features, one)
+        except InvalidFeatures:
+            scheduler.reject()
+            raise
+        now = self._clock()
+        limit = math.inf if timeout is None else timeout
+        key = call.schema if self._row_wise else None
+        request = Request(key, rows, now, now + limit, limit, call)
+        self._carry_out(scheduler.add(request, now))
+        return request, call
+
+    def cancel(self, request: Request) -> None:
+        """Forget a request whose caller has gone."""
+        self._scheduler.cancel(request)
+        self._note_quiet()
+
+    async def drained(self) -> None:
+        """Wait until no request is waiting or running."""
+        self._quiet = anyio.Event()
+        self._note_quiet()
+        await self._quiet.wait()
+
+    def fail_all(self, error: ErrorFactory) -> None:
+        """End every request with an error, and refuse all further ones with it."""
+        self._broken = error
+        self._carry_out(self._scheduler.fail_all(error))
+
+    # --- workers -------------------------------------------------------------------
+
+    def worker_ready(self, slot: int, handle: WorkerHandle, ready: Ready) -> None:
+        """Give work to a worker."""
+        self._handles[slot] = handle
+        if not isinstance(self.signature, Signature):
+            self.signature = ready.signature
+        if not ready.row_wise:
+            self._row_wise = False
+        self._carry_out(self._scheduler.worker_ready(slot, self._clock()))
+
+    def worker_lost(self, slot: int, error: ErrorFactory) -> None:
+        """Have the requests of a dead worker run again, or fail."""
+        self._handles.pop(slot, None)
+        self._carry_out(self._scheduler.worker_lost(slot, error, self._clock()))
+
+    def answered(self, slot: int, frame: Frame) -> None:
+        """Hand out the outputs of a batch."""
+        batch, todo = self._scheduler.answered(slot, frame.id, self._clock())
+        # The next batch is sent first: its worker would be idle while callers are served.
+        self._carry_out(todo)
+        if batch is not None:
+            self._hand_out(batch, frame)
+            self._note_quiet()
+
+    def failed(self, slot: int, batch_id: int, failure: Failure) -> None:
+        """Take note that the model raised."""
+        if failure.broke_rows and self._row_wise:
+            self._row_wise = False
+            logger.warning(
+                "the outputs of the model do not have the rows on their first axis: from now "
+                "on every request runs as a call of its own"
+            )
+        handle = self._handles.get(slot)
+        where = f"slot {slot}" + (f", pid {handle.pid}" if handle else "")
+        self._carry_out(
+            self._scheduler.failed(
+                slot,
+                batch_id,
+                lambda: rebuild(failure, where),
+                self._clock(),
+                alone=failure.broke_rows,
+            )
+        )
+
+    # --- inside --------------------------------------------------------------------
+
+    def _encode(self, features: Any, one: bool) -> tuple[Call, int]:
+        inferred = None
+        if isinstance(self.signature, Signature):
+            arrays = self.signature.conform(features, one=one)
+            mapping = not self.signature.unnamed
+        else:
+            arrays, mapping = as_arrays(features, one=one)
+            if self.signature == "infer":
+                inferred = Signature.inferred(arrays)
+                arrays = inferred.conform(features, one=one)
+        try:
+            schema, parts = _wire.encode_features(arrays, mapping, cloudpickle.dumps)
+        except Exception as error:
+            raise InvalidFeatures(
+                f"features cannot be sent to a worker: {error}", given=str(error)
+            ) from error
+        rows = len(next(iter(arrays.values())))
+        return Call(schema, parts, self._backend.waiter(), one, inferred), rows
+
+    def _carry_out(self, todo: Todo) -> None:
+        for request, error in todo.fail:
+            _wake(request, Result(error=error))
+        for slot, why in todo.kill:
+            self._handles[slot].kill(why)
+        for batch in todo.send:
+            self._send(batch)
+        self._set_timer()
+        self._note_quiet()
+
+    def _send(self, batch: Batch) -> None:
+        calls = [request.payload for request in batch.requests]
+        handle = self._handles[batch.slot]
+        handle.send(batch.id, calls[0].schema, [call.parts for call in calls], batch.rows)
+
+    def _hand_out(self, batch: Batch, frame: Frame) -> None:
+        outputs: _Outputs | Failure
+        try:
+            outputs = _Outputs(frame)
+        except (_wire.WireError, _wire.ForeignType) as error:
+            outputs = _undecodable(error)
+        share = len(batch.requests) > 1
+        start = 0
+        for request in batch.requests:
+            stop = start + request.rows
+            if isinstance(outputs, Failure):
+                if self._scheduler.blame(request):
+                    _wake(request, Result(error=rebuild(outputs, f"slot {batch.slot}")))
+            elif self._scheduler.answer(request):
+                call: Call = request.payload
+                if call.inferred is not None and not isinstance(self.signature, Signature):
+                    self.signature = call.inferred
+                _wake(request, outputs.result(start, stop, share, call.one))
+            start = stop
+
+    def _set_timer(self) -> None:
+        """Have one timer for all deadlines, set to the earliest."""
+        at = self._scheduler.next_deadline()
+        if at < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = at
+            self._timer = self._backend.call_later(max(0.0, at - self._clock()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        self._carry_out(self._scheduler.expire(self._clock()))
+
+    def stop_timer(self) -> None:
+        """Leave nothing behind in the event loop."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = None, -math.inf
+
+    def _note_quiet(self) -> None:
+        if self._quiet is not None and self._scheduler.quiet:
+            self._quiet.set()
+
+
+def _wake(request: Request, result: Result) -> None:
+    call: Call = request.payload
+    request.payload = None
+    if not call.waiter.done():
+        call.waiter.set_result(result)
+
+
+def _too_many(scheduler: Scheduler) -> TooManyRequests:
+    return TooManyRequests(
+        f"{scheduler.waiting} requests are waiting, and max_waiting={scheduler.max_waiting:g}: "
+        "try again later, or open the pool with more workers or a larger max_waiting",
+        waiting=scheduler.waiting,
+        max_waiting=int(scheduler.max_waiting),
+    )
+
+
+# --- outputs -----------------------------------------------------------------------
+
+
+class _Outputs:
+    """The outputs of a batch, to be divided among its requests."""
+
+    def __init__(self, frame: Frame) -> None:
+        self._whole: Any
+        if frame.kind is Kind.ANSWER_OBJECT:
+            self._per_row = None
+            self._whole = _wire.loads_cautiously(frame.payload)
+            return
+        schema = _wire.parse_schema(frame.schema)
+        self._per_row = {column.name: column.per_row for column in schema.columns}
+        self._whole = _wire.decode_payload(
+            schema, frame.rows, frame.payload, _wire.loads_cautiously
+        )
+        # A view of one row would keep the whole batch in memory as long as it lives.
+        self._copy = len(frame.payload) > SNAPSHOT_BYTES
+
+    def result(self, start: int, stop: int, share: bool, one: bool) -> Result:
+        if self._per_row is None:
+            return _whole_object(self._whole, one)
+        if not share and not one:
+            return Result(self._whole)
+        if isinstance(self._whole, Mapping):
+            return Result(
+                {
+                    name: self._rows(name, values, start, stop, share, one)
+                    for name, values in self._whole.items()
+                }
+            )
+        return Result(self._rows("", self._whole, start, stop, share, one))
+
+    def _rows(self, name: str, values: Any, start: int, stop: int, share: bool, one: bool) -> Any:
+        assert self._per_row is not None
+        if not self._per_row[name]:
+            return values
+        part = values[start] if one else values[start:stop]
+        return part.copy() if share and self._copy else part
+
+
+def _whole_object(outputs: Any, one: bool) -> Result:
+    if not one:
+        return Result(outputs)
+    if isinstance(outputs, list | tuple) and len(outputs) == 1:
+        return Result(outputs[0])
+    return Result(
+        error=TypeError(
+            "predict_one needs outputs with a row axis (arrays, a mapping of arrays, or a list "
+            f"with one item a row); the predictor returned a {type(outputs).__name__}: use predict"
+        )
+    )
+
+
+# --- errors ------------------------------------------------------------------------
+
+
+def rebuild(failure: Failure, where: str) -> BaseException:
+    """Return a model's exception in this process: its own type where that is known here.
+
+    Importing what it needs would stop the event loop; and some exceptions cannot be
+    raised through a coroutine. Those come as a `PredictionError`.
+    """
+    error: Any = None
+    if failure.pickled is not None:
+        with contextlib.suppress(Exception):  # whatever unpickling it does; the text remains
+            error = _wire.loads_cautiously(failure.pickled)
+    if not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration):
+        return PredictionError(
+            f"the model raised {failure.type_name} in {where}: {failure.text}\n\n"
+            f"{failure.traceback}",
+            type_name=failure.type_name,
+            traceback=failure.traceback,
+        )
+    error.add_note(f"raised in a worker ({where}):\n{failure.traceback}")
+    return error
+
+
+def _undecodable(error: Exception) -> Failure:
+    reason = (
+        f"the outputs are of the type {error}, whose module is not imported in the application: "
+        "return arrays, or import it there"
+        if isinstance(error, _wire.ForeignType)
+        else str(error)
+    )
+    return Failure(type(error).__qualname__, reason, "", None)

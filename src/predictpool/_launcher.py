@@ -1,0 +1,549 @@
+"""Starts worker processes on this machine, through a template process that forks them."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+
+from predictpool import _wire
+from predictpool._backend import Backend, Cancellable
+from predictpool._channel import Channel
+from predictpool._devices import Device
+from predictpool._wire import Frame, Kind, Parts, Schema
+from predictpool._worker import Failure, Ready, Start
+
+logger = logging.getLogger("predictpool")
+
+_SCRIPT = Path(__file__).with_name("_template.py")
+_MAX_MESSAGE = 1 << 20
+# How long to wait for the template's word on how a worker ended.
+_STATUS_WAIT = 1.0
+_REPORT_BYTES = 16384
+# How long the kernel may take to end a killed process: it waits for devices.
+_REAP_WAIT = 5.0
+
+# In force in the template and all workers, unless the user has set them. One BLAS thread
+# leaves the template single-threaded after `import tensorflow` (2.15, 2.21): only so may
+# it fork.
+_FORCED = {"OPENBLAS_NUM_THREADS": "1"}
+_DEFAULTS = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+
+
+@dataclass(frozen=True)
+class End:
+    """How a worker process ended.
+
+    Attributes:
+        exitcode: its exit status; None if a signal ended it or nobody knows.
+        signal: the signal that ended it, or None.
+        crash_report: what ``faulthandler`` wrote.
+        goodbye: whether it said goodbye; without, it crashed, whatever the status says.
+        why: why the pool killed it, or "".
+    """
+
+    exitcode: int | None
+    signal: int | None
+    crash_report: str
+    goodbye: bool
+    why: str
+
+    def __str__(self) -> str:
+        if self.why:
+            return f"was killed: it {self.why}"
+        if self.signal is not None:
+            name = signal.Signals(self.signal).name
+            cause = _LIKELY_CAUSES.get(name, "")
+            return f"was ended by {name}" + (f" ({cause})" if cause else "")
+        if self.exitcode is not None:
+            return f"exited by itself with status {self.exitcode}"
+        return "ended, and nobody knows its exit status"
+
+
+_LIKELY_CAUSES = {
+    "SIGKILL": "often the kernel, short of memory; or somebody's kill -9",
+    "SIGSEGV": "a bug in native code, often of an extension module",
+    "SIGABRT": "native code gave up, often out of memory or a failed check",
+    "SIGBUS": "often a full /dev/shm or a truncated mapped file",
+    "SIGILL": "a library built for another processor",
+}
+
+
+class Listener(Protocol):
+    """Who is told what a worker says. Called on the event loop's thread, never blocking."""
+
+    def ready(self, ready: Ready) -> None:
+        """The worker has loaded its predictor."""
+
+    def start_failed(self, failure: Failure) -> None:
+        """The worker could not load its predictor and is ending."""
+
+    def answered(self, frame: Frame) -> None:
+        """A batch has its outputs."""
+
+    def failed(self, batch_id: int, failure: Failure) -> None:
+        """The model raised."""
+
+    def ended(self, end: End) -> None:
+        """The process is gone. Nothing comes after this."""
+
+
+class WorkerHandle(Protocol):
+    """One running worker, as the pool sees it."""
+
+    pid: int
+
+    def send(self, batch_id: int, schema: Schema, requests: Sequence[Parts], rows: int) -> None:
+        """Send a batch: the encoded features of its requests, and their rows together."""
+
+    def stop(self) -> None:
+        """Ask it to let go of the model and end, when it has answered."""
+
+    def kill(self, why: str) -> None:
+        """End it now. `Listener.ended` follows, and nothing else."""
+
+
+class Launcher(Protocol):
+    """Where workers live."""
+
+    def bind(self, backend: Backend, preload: tuple[str, ...]) -> None:
+        """Belong to one pool and its event loop, from now on."""
+
+    async def start(self, start: Start, listener: Listener) -> WorkerHandle:
+        """Start a worker. It reports to the listener when it is ready."""
+
+    def kill(self) -> None:
+        """End every worker now, without waiting."""
+
+    async def aclose(self) -> None:
+        """End every worker and let go of everything."""
+
+
+class LocalLauncher:
+    """Starts workers on this machine.
+
+    Args:
+        fork: fork workers from a template process that has imported the predictor's
+            ``preload`` once; a further worker then costs tens of milliseconds and shares
+            the template's memory. Where the template has more than one thread workers
+            are started afresh instead, and the log says so; ``fork=False`` does so always.
+
+    One launcher belongs to one pool.
+    """
+
+    def __init__(self, *, fork: bool = True) -> None:
+        self._fork = fork
+        self._backend: Backend | None = None
+        self._preload: tuple[str, ...] = ()
+        self._templates: list[_Template] = []
+        self._lock = anyio.Lock()
+
+    def bind(self, backend: Backend, preload: tuple[str, ...]) -> None:
+        """Belong to one pool and its event loop, from now on.
+
+        Raises:
+            RuntimeError: it belongs to a pool already.
+            OSError: this system lacks what the processes need.
+        """
+        if self._backend is not None:
+            raise RuntimeError("this launcher belongs to another pool: make one for each pool")
+        _check_system()
+        self._backend, self._preload = backend, preload
+
+    async def start(self, start: Start, listener: Listener) -> WorkerHandle:
+        """Start a worker and send it what it has to load."""
+        template = await self._running_template()
+        return await template.start_worker(start, listener, self._fork)
+
+    def kill(self) -> None:
+        """End every worker and the template now."""
+        while self._templates:
+            self._templates.pop().kill()
+
+    async def aclose(self) -> None:
+        """End every worker and the template, and reap it."""
+        while self._templates:
+            await self._templates.pop().aclose()
+
+    async def _running_template(self) -> _Template:
+        assert self._backend is not None
+        async with self._lock:
+            for template in [old for old in self._templates if old.deserted]:
+                self._templates.remove(template)
+                template.kill()
+            if not self._templates or self._templates[-1].gone:
+                if self._templates:
+                    logger.warning("the template process has ended: starting another one")
+                template = _Template(self._backend, self._preload)
+                self._templates.append(template)
+                try:
+                    await template.wait_ready()
+                except BaseException:
+                    self._templates.remove(template)
+                    template.kill()
+                    raise
+            return self._templates[-1]
+
+
+def _check_system() -> None:
+    missing = [
+        name
+        for module, name in ((os, "pidfd_open"), (os, "memfd_create"), (fcntl, "F_SETOWN"))
+        if not hasattr(module, name)
+    ]
+    if missing or not sys.executable:
+        lacking = ", ".join(missing) or "sys.executable"
+        raise OSError(
+            f"predictpool needs Linux and a python executable; this system lacks {lacking}"
+        )
+
+
+# --- the template, from outside ----------------------------------------------------
+
+
+class _Template:
+    def __init__(self, backend: Backend, preload: tuple[str, ...]) -> None:
+        self.gone = False
+        self._backend = backend
+        self._started: dict[int, anyio.Event] = {}
+        self._pids: dict[int, tuple[int, int]] = {}
+        self._workers: dict[int, _LocalWorker] = {}
+        self._count = 0
+        self._ready = anyio.Event()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        lifeline, self._lifeline = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_SCRIPT), str(theirs.fileno()), str(lifeline)],
+                pass_fds=(theirs.fileno(), lifeline),
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+                env={**_DEFAULTS, **os.environ, **_FORCED},
+            )
+        except BaseException:
+            self._control.close()
+            os.close(self._lifeline)
+            raise
+        finally:
+            theirs.close()
+            os.close(lifeline)
+        self._control.setblocking(False)
+        settings = {
+            "path": [entry for entry in sys.path if isinstance(entry, str)],
+            "preload": preload,
+        }
+        self._control.send(json.dumps(settings).encode())
+        self._reading: Cancellable | None = backend.on_readable(
+            self._control.fileno(), self._on_readable
+        )
+        _alive.add(self)
+
+    @property
+    def deserted(self) -> bool:
+        """Whether it has ended and all its workers too."""
+        return self.gone and not self._workers
+
+    async def wait_ready(self) -> None:
+        """Wait until it has imported what it should."""
+        await self._ready.wait()
+        if self.gone:
+            status = self._process.poll()
+            raise ChildProcessError(
+                f"the template process ended before it was ready (status {status}); "
+                "what it said is on stderr"
+            )
+
+    async def start_worker(self, start: Start, listener: Listener, fork: bool) -> _LocalWorker:
+        """Have a worker started, and send it what it has to load."""
+        ours, theirs = socket.socketpair()
+        report = os.memfd_create("predictpool-report", os.MFD_CLOEXEC)
+        try:
+            with theirs:
+                pid, pidfd = await self._order(start.device, fork, theirs.fileno(), report)
+        except BaseException:
+            ours.close()
+            os.close(report)
+            raise
+        worker = _LocalWorker(self._backend, ours, pid, pidfd, report, listener)
+        self._workers[pid] = worker
+        worker.on_gone = lambda: self._workers.pop(pid, None)
+        worker.begin(start)
+        return worker
+
+    async def _order(
+        self, device: Device, fork: bool, connection: int, report: int
+    ) -> tuple[int, int]:
+        self._count += 1
+        number = self._count
+        threads = str(len(device.cores))
+        env = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
+        order = {"start": number, "fork": fork, "cores": device.cores, "env": env}
+        rights = array.array("i", [connection, report])
+        self._started[number] = event = anyio.Event()
+        try:
+            self._control.sendmsg(
+                [json.dumps(order).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            )
+            await event.wait()
+        except OSError as error:
+            raise ChildProcessError(f"the template process has ended ({error})") from error
+        finally:
+            del self._started[number]
+        if number not in self._pids:
+            raise ChildProcessError("the template process ended while it started a worker")
+        return self._pids.pop(number)
+
+    def _on_readable(self) -> None:
+        while not self.gone:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, descriptors = b"", []
+            if not data:
+                self._on_gone()
+                return
+            self._on_message(json.loads(data), descriptors)
+
+    def _on_message(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        if "ready" in message:
+            if message["unarmed"]:
+                logger.warning(
+                    "the kernel does not guard the workers (%s): a thread does, and workers "
+                    "are started afresh",
+                    message["unarmed"],
+                )
+            if message["failed"]:
+                logger.warning("the template could not import everything:\n%s", message["failed"])
+            self._ready.set()
+        elif "started" in message:
+            if message["afresh"] and self._count == message["started"] == 1:
+                logger.info("workers are started afresh, not forked: %s", message["afresh"])
+            self._on_started(message["started"], message["pid"], descriptors[0])
+        elif message["ended"] in self._workers:
+            self._workers[message["ended"]].on_status(message["status"])
+
+    def _on_started(self, number: int, pid: int, pidfd: int) -> None:
+        if number in self._started:
+            self._pids[number] = (pid, pidfd)
+            self._started[number].set()
+        else:  # whoever ordered it was cancelled; its socket is closed, so it ends by itself
+            os.close(pidfd)
+
+    def _on_gone(self) -> None:
+        self.gone = True
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        self._ready.set()
+        for event in self._started.values():
+            event.set()
+        for worker in list(self._workers.values()):
+            worker.on_status_unknown()
+
+    def kill(self) -> None:
+        """End it and all its workers now, and wait for its own end."""
+        if self._end():
+            self._process.wait()
+
+    async def aclose(self) -> None:
+        """End it and all its workers, without blocking the event loop."""
+        if not self._end():
+            return
+        with anyio.move_on_after(_REAP_WAIT, shield=True):
+            pidfd = os.pidfd_open(self._process.pid)
+            try:
+                await anyio.wait_readable(pidfd)
+            finally:
+                os.close(pidfd)
+        self._process.wait(0)
+
+    def _end(self) -> bool:
+        """Pull the lifeline; False if it was done before."""
+        if self._lifeline < 0:
+            return False
+        _alive.discard(self)
+        if self._process.poll() is None:
+            # Not reaped yet, so the number of its group is still its own.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        os.close(self._lifeline)
+        self._lifeline = -1
+        for worker in list(self._workers.values()):
+            worker.kill("belongs to a pool that was closed")
+        self._on_gone()
+        self._control.close()
+        return True
+
+    def close_in_forked_copy(self) -> None:
+        """Let go, in a forked copy of the application, of what keeps the workers alive."""
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+        self._control.close()
+        for worker in self._workers.values():
+            worker.close_in_forked_copy()
+
+
+# A forked copy of the application must not keep its workers alive.
+_alive: weakref.WeakSet[_Template] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for template in list(_alive):
+        template.close_in_forked_copy()
+    _alive.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# --- a worker, from outside --------------------------------------------------------
+
+
+class _LocalWorker:
+    """A worker process: its socket, its pidfd and its last words."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        connection: socket.socket,
+        pid: int,
+        pidfd: int,
+        report: int,
+        listener: Listener,
+    ) -> None:
+        self.pid = pid
+        self.on_gone: Callable[[], object] = lambda: None
+        self._backend = backend
+        self._pidfd = pidfd
+        self._report = report
+        self._listener: Listener = listener
+        self._goodbye = False
+        self._why = ""
+        self._status: int | None = None
+        self._status_known = False
+        self._ending: Cancellable | None = None
+        self._gone = False
+        self._channel = Channel(backend, connection, self._on_frame, self._on_channel_end)
+        self._watch: Cancellable | None = backend.on_readable(pidfd, self._on_exit)
+
+    def begin(self, start: Start) -> None:
+        """Send what it has to load."""
+        self._channel.send(_wire.encode_message(Kind.START, 0, start))
+
+    def send(self, batch_id: int, schema: Schema, requests: Sequence[Parts], rows: int) -> None:
+        """Send a batch."""
+        payload, size = _wire.join_parts(requests)
+        self._channel.send(
+            _wire.encode_frame(
+                Kind.PREDICT,
+                batch_id,
+                rows=rows,
+                joined=len(requests) > 1,
+                schema=schema.blob,
+                payload=payload,
+                size=size,
+            )
+        )
+
+    def stop(self) -> None:
+        """Ask it to end in good order."""
+        self._channel.send(_wire.encode_frame(Kind.STOP))
+
+    def kill(self, why: str) -> None:
+        """End it now; nothing that it still says is listened to."""
+        if not self._gone and not self._why:
+            self._why = why
+            self._end()
+
+    def on_status(self, status: int) -> None:
+        """Take in what the template says of its end."""
+        self._status, self._status_known = status, True
+        self._end()
+
+    def on_status_unknown(self) -> None:
+        """The template has gone: nobody will tell how this worker ends."""
+        self._status_known = True
+        if self._ending is not None:
+            self._end()
+
+    def close_in_forked_copy(self) -> None:
+        """Let go of its descriptors in a forked copy of the application."""
+        self._channel.close_in_forked_copy()
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind is Kind.ANSWER or frame.kind is Kind.ANSWER_OBJECT:
+            self._listener.answered(frame)
+        elif frame.kind is Kind.GOODBYE:
+            self._goodbye = True
+        else:
+            self._on_message(frame)
+
+    def _on_message(self, frame: Frame) -> None:
+        message = _wire.loads_cautiously(frame.payload)
+        if frame.kind is Kind.READY:
+            self._listener.ready(message)
+        elif frame.kind is Kind.START_FAILED:
+            self._listener.start_failed(message)
+        elif frame.kind is Kind.FAILURE:
+            self._listener.failed(frame.id, message)
+
+    def _on_channel_end(self, why: str) -> None:
+        if why:
+            self._why = f"sent what is no frame ({why})"
+        self._end()
+
+    def _on_exit(self) -> None:
+        # What it sent before it ended still counts.
+        self._channel.drain()
+        self._end()
+
+    def _end(self) -> None:
+        """Make sure that it ends, and report it once its status is known."""
+        if self._gone:
+            return
+        self._channel.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        # Its socket may be closed while it runs on, in native code or a grandchild.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._status_known:
+            self._report_end()
+        elif self._ending is None:
+            self._ending = self._backend.call_later(_STATUS_WAIT, self._report_end)
+
+    def _report_end(self) -> None:
+        if self._gone:
+            return
+        self._gone = True
+        if self._ending is not None:
+            self._ending.cancel()
+        report = os.pread(self._report, _REPORT_BYTES, 0).decode(errors="replace")
+        os.close(self._report)
+        os.close(self._pidfd)
+        self.on_gone()
+        exitcode = ended_by = None
+        if self._status is not None:
+            if os.WIFSIGNALED(self._status):
+                ended_by = os.WTERMSIG(self._status)
+            else:
+                exitcode = os.WEXITSTATUS(self._status)
+        self._listener.ended(End(exitcode, ended_by, report, self._goodbye, self._why))

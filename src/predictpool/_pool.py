@@ -1,0 +1,470 @@
+"""The pool that users hold."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from enum import Enum
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar, cast
+
+import anyio
+import cloudpickle
+
+from predictpool._backend import Backend, current_backend
+from predictpool._devices import available_cores, plan
+from predictpool._dispatcher import Call, Dispatcher, Result
+from predictpool._errors import PoolClosed, PredictorPoolError
+from predictpool._launcher import Launcher, LocalLauncher
+from predictpool._scheduler import Request, Scheduler
+from predictpool._signature import Signature
+from predictpool._statistics import PoolStatistics
+from predictpool._supervisor import Recipe, Supervisor
+from predictpool.predictors._base import Predictor
+
+OutputsT = TypeVar("OutputsT")
+
+
+class _PoolsOwn:
+    def __repr__(self) -> str:
+        return "the pool's"
+
+
+_POOLS_OWN: Final = _PoolsOwn()
+
+
+class _Phase(Enum):
+    NEW = "not opened"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class PredictorPool(Generic[OutputsT]):
+    """Worker processes, each with its own loaded predictor, behind one awaitable call.
+
+    ::
+
+        async with PredictorPool(EstimatorPredictor(build_estimator), workers=2) as pool:
+            outputs = await pool.predict({"age": [39, 52]})
+
+    Constructing a pool does nothing; ``async with``, or `open` and `aclose`, start and
+    end it. A pool belongs to the event loop that opened it (asyncio, uvloop or trio) and
+    is opened once.
+
+    Args:
+        predictor: what every worker loads.
+        workers: how many workers; None for one for each core that this process may use.
+        max_batch_size: at most so many rows run in one call of the model. A request with
+            more rows runs alone.
+        timeout: seconds that a request may take, waiting and running together; each call
+            can have its own.
+        max_waiting: how many requests may wait; one more is refused at once with
+            `TooManyRequests`.
+        retries: how many times a request runs again after its worker died.
+        start_timeout: seconds that a worker may take to start, load and warm up.
+        hang_timeout: seconds that a batch may run; its worker is killed after that.
+        grace_period: seconds that requests, and then workers, get to finish in `aclose`.
+        warmup: features that every worker runs before it is ready. Without them a
+            predictor whose signature is known runs one row of zeros and empty text.
+        launcher: where the workers live; processes on this machine by default.
+        name: what the pool is called in its ``repr``.
+
+    For all limits in seconds and for ``max_waiting`` None means no limit.
+
+    Raises:
+        TypeError: ``predictor`` is no predictor, or an option has the wrong type.
+        ValueError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor[OutputsT],
+        *,
+        workers: int | None = None,
+        max_batch_size: int = 64,
+        timeout: float | None = 30.0,
+        max_waiting: int | None = 1024,
+        retries: int = 1,
+        start_timeout: float | None = 120.0,
+        hang_timeout: float | None = 60.0,
+        grace_period: float | None = 10.0,
+        warmup: Any = None,
+        launcher: Launcher | None = None,
+        name: str = "",
+    ) -> None:
+        _check_predictor(predictor)
+        _check_count("workers", workers, 1, optional=True)
+        _check_count("max_batch_size", max_batch_size, 1)
+        _check_count("max_waiting", max_waiting, 0, optional=True)
+        _check_count("retries", retries, 0)
+        for option, limit in (
+            ("timeout", timeout),
+            ("start_timeout", start_timeout),
+            ("hang_timeout", hang_timeout),
+            ("grace_period", grace_period),
+        ):
+            _check_seconds(option, limit)
+        self._name = name
+        self._phase = _Phase.NEW
+        self._predictor = predictor
+        self._workers = workers
+        self._timeout = timeout
+        self._start_timeout = start_timeout
+        self._grace_period = grace_period
+        self._warmup = warmup
+        self._launcher: Launcher = LocalLauncher() if launcher is None else launcher
+        self._scheduler = Scheduler(
+            max_batch_size=max_batch_size,
+            max_waiting=math.inf if max_waiting is None else max_waiting,
+            retries=retries,
+            hang_timeout=math.inf if hang_timeout is None else hang_timeout,
+        )
+        self._backend: Backend | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._supervisor: Supervisor | None = None
+        self._closed = anyio.Event()
+
+    # --- opening and closing -------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Start the workers, and return when the first one is ready.
+
+        Raises:
+            WorkerStartError: the first worker could not load or warm up the predictor;
+                the worker's traceback is in it.
+            RuntimeError: the pool was opened before.
+            OSError: this system lacks what the processes need.
+        """
+        if self._phase is not _Phase.NEW:
+            raise RuntimeError(
+                f"this pool is {self._phase.value}; a pool is opened once: make another one"
+            )
+        recipe = Recipe(
+            _pickled("the predictor", self._predictor),
+            None if self._warmup is None else _pickled("warmup", self._warmup),
+            self._start_timeout,
+        )
+        devices = plan(self._workers, available_cores())
+        backend = current_backend(_weakly(self))
+        self._launcher.bind(backend, tuple(self._predictor.preload))
+        self._phase = _Phase.OPENING
+        self._backend = backend
+        self._dispatcher = Dispatcher(self._scheduler, backend)
+        self._dispatcher.signature = self._predictor.signature
+        self._supervisor = Supervisor(self._launcher, self._dispatcher, devices, recipe)
+        backend.spawn(self._supervisor.run, repr(self))
+        try:
+            await self._supervisor.wait_ready(1)
+        except BaseException:
+            self._phase = _Phase.CLOSING
+            await self._end(-math.inf)
+            raise
+        self._phase = _Phase.OPEN
+
+    async def aclose(self) -> None:
+        """Finish what was asked for, then end the workers.
+
+        New requests are refused from now on. Those that wait or run have
+        ``grace_period`` seconds to be answered, and workers what is left of it to let go
+        of their models; then they are killed. Cancelled, it kills at once. Closing a
+        pool that was never opened, or again, does nothing; from several places at once,
+        all wait for the same end.
+        """
+        if self._phase is _Phase.CLOSING:
+            await self._closed.wait()
+        if self._phase is not _Phase.OPEN:
+            if self._phase is _Phase.NEW:
+                self._phase = _Phase.CLOSED
+            return
+        self._check_loop()
+        self._phase = _Phase.CLOSING
+        grace = math.inf if self._grace_period is None else self._grace_period
+        await self._end(anyio.current_time() + grace)
+
+    async def _end(self, deadline: float) -> None:
+        assert self._supervisor is not None
+        assert self._dispatcher is not None
+        try:
+            with anyio.CancelScope(deadline=deadline):
+                await self._dispatcher.drained()
+            await self._supervisor.stop(deadline)
+        finally:
+            self._supervisor.kill(_closed_error)
+            self._phase = _Phase.CLOSED
+            self._closed.set()
+
+    async def wait_ready(self, workers: int | None = None) -> None:
+        """Wait until so many workers are ready, all of them by default.
+
+        Raises:
+            WorkerStartError: so many will not be ready any more.
+            PoolClosed: the pool is not open.
+        """
+        supervisor = self._open_supervisor()
+        _check_count("workers", workers, 0, optional=True)
+        if workers is not None and workers > len(supervisor.slots):
+            raise ValueError(
+                f"workers is {workers}, but the pool has {len(supervisor.slots)}: "
+                "so many will never be ready"
+            )
+        await supervisor.wait_ready(len(supervisor.slots) if workers is None else workers)
+
+    # --- predicting ----------------------------------------------------------------
+
+    async def predict(
+        self, features: Any, *, timeout: float | None | _PoolsOwn = _POOLS_OWN
+    ) -> OutputsT:
+        """Predict for one or more rows.
+
+        Args:
+            features: a mapping of name to array-like, or one array-like, as the model
+                takes it; the first axis is the row. Arrays beyond 64 KB must not be
+                changed until this returns.
+            timeout: seconds, waiting and running together; None for no limit.
+
+        Returns:
+            what the predictor returns for these rows, the first axis the same rows in
+            the same order.
+
+        Raises:
+            InvalidFeatures: the features do not fit the signature.
+            TooManyRequests: ``max_waiting`` requests are waiting.
+            PoolTimeout: there was no answer in time.
+            BrokenWorkerError: the request's workers died more than ``retries`` times.
+            PredictionError: the model raised an exception whose type is not known here;
+                an exception of a known type is raised as it is.
+            PoolClosed: the pool is not open, or was closed meanwhile.
+        """
+        request, call = self._submit(features, False, timeout)
+        return cast(OutputsT, await self._outcome(request, call))
+
+    async def predict_one(
+        self, example: Any, *, timeout: float | None | _PoolsOwn = _POOLS_OWN
+    ) -> OutputsT:
+        """Predict for one example without the row axis; the outputs have none either.
+
+        Args, errors: as `predict`.
+        """
+        request, call = self._submit(example, True, timeout)
+        return cast(OutputsT, await self._outcome(request, call))
+
+    async def map(
+        self,
+        batches: Iterable[Any] | AsyncIterable[Any],
+        *,
+        timeout: float | None | _PoolsOwn = _POOLS_OWN,
+    ) -> AsyncIterator[OutputsT]:
+        """Predict for many batches of rows, and yield the outputs in order.
+
+        At most ``2 × workers`` requests are under way, fewer where the queue is full, so
+        that an endless iterable needs no more memory than a short one. The first error is
+        raised in its place; what was under way behind it is cancelled.
+
+        Args:
+            batches: yields features as for `predict`.
+            timeout: seconds for each request.
+        """
+        ahead = 2 * len(self._open_supervisor().slots)
+        pending: deque[tuple[Request, Call]] = deque()
+        try:
+            async for features in _iterate(batches):
+                while len(pending) >= ahead or (pending and self._scheduler.full):
+                    yield cast(OutputsT, await self._outcome(*pending.popleft()))
+                pending.append(self._submit(features, False, timeout))
+            while pending:
+                yield cast(OutputsT, await self._outcome(*pending.popleft()))
+        finally:
+            for request, _ in pending:
+                self._forget(request)
+
+    def statistics(self) -> PoolStatistics:
+        """Return what the pool has done so far, and what it is doing."""
+        counters, supervisor = self._scheduler.counters, self._supervisor
+        return PoolStatistics(
+            workers=len(supervisor.slots) if supervisor else self._workers or 0,
+            ready=supervisor.ready if supervisor else 0,
+            restarts=supervisor.restarts if supervisor else 0,
+            submitted=counters.submitted,
+            answered=counters.answered,
+            failed=counters.failed,
+            cancelled=counters.cancelled,
+            timed_out=counters.timed_out,
+            refused=counters.refused,
+            waiting=self._scheduler.waiting,
+            running=self._scheduler.running,
+            rows=counters.rows,
+            batches=counters.batches,
+            waiting_seconds=counters.waiting_seconds,
+            running_seconds=counters.running_seconds,
+        )
+
+    def __repr__(self) -> str:
+        name = f" {self._name!r}" if self._name else ""
+        if self._phase in (_Phase.NEW, _Phase.CLOSED):
+            return f"<PredictorPool{name} {self._phase.value}>"
+        now = self.statistics()
+        return (
+            f"<PredictorPool{name} {self._phase.value}, {now.ready}/{now.workers} workers ready, "
+            f"{now.waiting} waiting, {now.running} running>"
+        )
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if getattr(self, "_phase", _Phase.NEW) in (_Phase.OPENING, _Phase.OPEN):
+            _warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            if self._supervisor is not None:
+                self._supervisor.kill(_closed_error)
+
+    # --- inside --------------------------------------------------------------------
+
+    def _submit(
+        self, features: Any, one: bool, timeout: float | None | _PoolsOwn
+    ) -> tuple[Request, Call]:
+        dispatcher = self._dispatcher
+        if self._phase is not _Phase.OPEN or dispatcher is None:
+            raise self._not_open()
+        self._check_loop()
+        if isinstance(timeout, _PoolsOwn):
+            timeout = self._timeout
+        else:
+            _check_seconds("timeout", timeout)
+        return dispatcher.submit(features, one=one, timeout=timeout)
+
+    async def _outcome(self, request: Request, call: Call) -> Any:
+        try:
+            result: Result = await call.waiter
+        except BaseException:
+            self._forget(request)
+            raise
+        if result.error is not None:
+            raise result.error
+        return result.outputs
+
+    def _forget(self, request: Request) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.cancel(request)
+
+    def _open_supervisor(self) -> Supervisor:
+        if self._phase is not _Phase.OPEN or self._supervisor is None:
+            raise self._not_open()
+        self._check_loop()
+        return self._supervisor
+
+    def _not_open(self) -> PoolClosed:
+        if self._phase in (_Phase.NEW, _Phase.OPENING):
+            return PoolClosed(
+                f"the pool is {self._phase.value}: use `async with pool:` or `await pool.open()`"
+            )
+        return PoolClosed(f"the pool is {self._phase.value}, and a pool does not reopen")
+
+    def _check_loop(self) -> None:
+        if self._backend is not None and not self._backend.is_current():
+            raise RuntimeError(
+                "the pool belongs to the event loop that opened it, and this is another loop or "
+                "thread: open a pool in each, or call it through that loop"
+            )
+
+    def _on_bug(self, error: Exception) -> None:
+        """Tell everyone when our own code fails, instead of letting callers wait for ever."""
+        text = f"a mistake in predictpool has broken the pool: {error!r}"
+
+        def factory() -> PredictorPoolError:
+            broken = PredictorPoolError(text)
+            broken.__cause__ = error
+            return broken
+
+        if self._supervisor is not None:
+            self._supervisor.kill(factory)
+
+
+def _weakly(pool: PredictorPool[Any]) -> Callable[[Exception], None]:
+    # The background keeps its backend; a pool that nobody holds any more has to be
+    # collected all the same, so that its workers end.
+    reference = weakref.ref(pool)
+
+    def on_bug(error: Exception) -> None:
+        held = reference()
+        if held is not None:
+            held._on_bug(error)
+
+    return on_bug
+
+
+# --- the checks of options ---------------------------------------------------------
+
+
+def _check_predictor(predictor: Any) -> None:
+    if not isinstance(predictor, Predictor):
+        lacking = [
+            name
+            for name in ("load", "predict", "close", "preload", "row_wise", "signature")
+            if not hasattr(predictor, name)
+        ]
+        raise TypeError(
+            f"predictor is {predictor!r}, which lacks {', '.join(lacking)}: give an "
+            "EstimatorPredictor, a FunctionPredictor or a Predictor of your own"
+        )
+    signature = predictor.signature
+    if signature is not None and signature != "infer" and not isinstance(signature, Signature):
+        raise TypeError(
+            f"the predictor's signature is {signature!r}, expected a Signature, 'infer' or None: "
+            "Signature.declared({...}) makes one"
+        )
+
+
+def _check_count(option: str, value: Any, least: int, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        expected = "a whole number" + (" or None" if optional else "")
+        raise TypeError(f"{option} is {value!r}, expected {expected}")
+    if value < least:
+        raise ValueError(f"{option} is {value}, expected at least {least}")
+
+
+def _check_seconds(option: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{option} is {value!r}, expected seconds or None")
+    if not value >= 0:
+        raise ValueError(f"{option} is {value}, expected 0 or more seconds, or None")
+
+
+def _pickled(what: str, value: Any) -> bytes:
+    try:
+        return cast(bytes, cloudpickle.dumps(value))
+    except Exception as error:
+        raise TypeError(
+            f"{what} cannot be sent to a worker ({error}): make in the worker what does not "
+            "pickle, in the function that builds or loads the model"
+        ) from error
+
+
+async def _iterate(batches: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(batches, AsyncIterable):
+        async for features in batches:
+            yield features
+    else:
+        for features in batches:
+            yield features
+
+
+def _closed_error() -> PoolClosed:
+    return PoolClosed("the pool was closed before this request was answered")

@@ -1,0 +1,391 @@
+"""Who runs what: the queue, the slots, the batches, deadlines and retries, as pure state.
+
+Every method is one transition: it changes the state and returns a `Todo`, the I/O that
+follows from it. There is no await, no clock and no process in here, so that all of it can
+be driven by a state machine in tests.
+
+The rules:
+
+- One queue for the whole pool. A worker that can take more gets the oldest requests that
+  fit together, up to ``max_batch_size`` rows; nobody waits while a worker is idle.
+- Requests with different keys never share a batch and never block each other.
+- A batch that the model refused is halved until only the guilty requests fail.
+- The requests of a worker that died run again, each alone, at most ``retries`` times.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from predictpool._errors import PoolTimeout
+from predictpool._statistics import Counters
+
+
+class State(Enum):
+    """Where a request is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One `predict` call.
+
+    Attributes:
+        key: requests with equal keys may share a batch; None for one that must not.
+        rows: how many rows it has.
+        timeout: the caller's limit in seconds, for the message.
+        submitted_at, deadline, started_at: in seconds of the pool's clock.
+        payload: what the dispatcher needs to send it and to answer it; not looked at here.
+        deaths: how many workers died while they ran it.
+    """
+
+    key: Hashable
+    rows: int
+    submitted_at: float
+    deadline: float = math.inf
+    timeout: float = math.inf
+    payload: Any = None
+    state: State = State.WAITING
+    started_at: float = 0.0
+    deaths: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Requests that run in one call of the model.
+
+    ``id`` is never used twice in a pool's life, so that a late answer of a replaced
+    worker can never be taken for another request's.
+    """
+
+    id: int
+    slot: int
+    requests: list[Request]
+    started_at: float
+    killed: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of all requests together."""
+        return sum(request.rows for request in self.requests)
+
+
+@dataclass(slots=True, eq=False)
+class Todo:
+    """What the dispatcher has to do after a transition, in this order.
+
+    Attributes:
+        fail: requests that end with an error.
+        kill: slots whose workers have to be killed, with the reason.
+        send: batches that go to their workers.
+    """
+
+    fail: list[tuple[Request, BaseException]] = field(default_factory=list)
+    kill: list[tuple[int, str]] = field(default_factory=list)
+    send: list[Batch] = field(default_factory=list)
+
+
+ErrorFactory = Callable[[], BaseException]
+
+
+class Scheduler:
+    """The state of a pool's requests. See the module's docstring for the rules."""
+
+    def __init__(
+        self, *, max_batch_size: int, max_waiting: float, retries: int, hang_timeout: float
+    ) -> None:
+        self.counters = Counters()
+        self._max_batch_size = max_batch_size
+        self.max_waiting = max_waiting
+        self._retries = retries
+        self._hang_timeout = hang_timeout
+        self._ids = itertools.count(1)
+        self._queues: OrderedDict[Hashable, OrderedDict[Request, None]] = OrderedDict()
+        self._again: deque[list[Request]] = deque()
+        self._idle: list[int] = []
+        self._running: dict[int, Batch] = {}
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._order = itertools.count()
+        self._arrived: dict[Request, int] = {}
+
+    # --- what can be asked ---------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._arrived)
+
+    @property
+    def running(self) -> int:
+        """Requests in a worker whose callers still want the answer."""
+        return sum(
+            request.state is State.RUNNING
+            for batch in self._running.values()
+            for request in batch.requests
+        )
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no request is waiting or running."""
+        return not self._arrived and not self.running
+
+    @property
+    def full(self) -> bool:
+        """Whether one more request would have to wait and may not."""
+        return self.waiting >= self.max_waiting and not self._idle
+
+    def batch_of(self, slot: int) -> Batch | None:
+        """Return the batch that a slot's worker is running."""
+        return self._running.get(slot)
+
+    def next_deadline(self) -> float:
+        """Return when `expire` has something to do, in seconds of the pool's clock."""
+        heap = self._deadlines
+        while heap and heap[0][2].state is State.DONE:
+            heapq.heappop(heap)
+        soonest = heap[0][0] if heap else math.inf
+        for batch in self._running.values():
+            if not batch.killed:
+                soonest = min(soonest, batch.started_at + self._hang_timeout)
+        return soonest
+
+    # --- requests ------------------------------------------------------------------
+
+    def add(self, request: Request, now: float) -> Todo:
+        """Take a request into the queue. The caller asked `full` first."""
+        self.counters.submitted += 1
+        self._arrived[request] = next(self._order)
+        self._queues.setdefault(request.key, OrderedDict())[request] = None
+        if request.deadline < math.inf:
+            heapq.heappush(self._deadlines, (request.deadline, next(self._order), request))
+            self._forget_old_deadlines()
+        return self._dispatch(now, Todo())
+
+    def refuse(self) -> None:
+        """Count a request that found the queue full."""
+        self.counters.submitted += 1
+        self.counters.refused += 1
+
+    def reject(self) -> None:
+        """Count a request whose features were invalid."""
+        self.counters.submitted += 1
+        self.counters.failed += 1
+
+    def cancel(self, request: Request) -> None:
+        """Forget a request whose caller has gone. Its batch-mates notice nothing."""
+        if self._finish(request):
+            self.counters.cancelled += 1
+
+    def expire(self, now: float) -> Todo:
+        """Fail what has run out of time; have hung workers killed."""
+        todo = Todo()
+        self._time_out(now, todo)
+        for slot, batch in self._running.items():
+            if not batch.killed and now >= batch.started_at + self._hang_timeout:
+                batch.killed = True
+                todo.kill.append((slot, f"ran longer than hang_timeout={self._hang_timeout:g} s"))
+        return todo
+
+    # --- workers -------------------------------------------------------------------
+
+    def worker_ready(self, slot: int, now: float) -> Todo:
+        """Give work to a worker that has just become ready."""
+        self._idle.append(slot)
+        return self._dispatch(now, Todo())
+
+    def answered(self, slot: int, batch_id: int, now: float) -> tuple[Batch | None, Todo]:
+        """Take note of a worker's answer.
+
+        Returns:
+            the batch, whose requests that are still RUNNING are now `answer`-ed by the
+            caller, or None for an answer that nobody waits for; and what to do.
+        """
+        batch = self._end_batch(slot, batch_id, now)
+        return batch, self._free(slot, now, Todo()) if batch else Todo()
+
+    def answer(self, request: Request) -> bool:
+        """Mark a request as answered; False if its caller has gone meanwhile."""
+        if not self._finish(request):
+            return False
+        self.counters.answered += 1
+        self.counters.rows += request.rows
+        self.counters.waiting_seconds += request.started_at - request.submitted_at
+        return True
+
+    def blame(self, request: Request) -> bool:
+        """Mark a request of an answered batch as failed; False if its caller has gone."""
+        if not self._finish(request):
+            return False
+        self.counters.failed += 1
+        return True
+
+    def failed(
+        self, slot: int, batch_id: int, error: ErrorFactory, now: float, *, alone: bool = False
+    ) -> Todo:
+        """Take note of a batch that the model refused.
+
+        Args:
+            error: makes the error, in case a single request is to blame.
+            alone: run each request alone instead of halving the batch.
+        """
+        batch = self._end_batch(slot, batch_id, now)
+        if batch is None:
+            return Todo()
+        todo = Todo()
+        live = [request for request in batch.requests if request.state is State.RUNNING]
+        if len(batch.requests) == 1:
+            self._fail(live, error, todo)
+        else:
+            size = 1 if alone else (len(live) + 1) // 2
+            self._run_again([live[i : i + size] for i in range(0, len(live), max(size, 1))])
+        return self._free(slot, now, todo)
+
+    def worker_lost(self, slot: int, error: ErrorFactory, now: float) -> Todo:
+        """Take note of a worker's death.
+
+        Its requests run again, alone, unless they have taken ``retries`` workers with
+        them before: those fail.
+        """
+        todo = Todo()
+        if slot in self._idle:
+            self._idle.remove(slot)
+        batch = self._running.get(slot)
+        if batch is None:
+            return todo
+        self._end_batch(slot, batch.id, now)
+        live = [request for request in batch.requests if request.state is State.RUNNING]
+        for request in live:
+            request.deaths += 1
+        guilty = [request for request in live if request.deaths > self._retries]
+        self._fail(guilty, error, todo)
+        self._run_again([[request] for request in live if request.state is State.RUNNING])
+        return self._dispatch(now, todo)
+
+    def fail_all(self, error: ErrorFactory) -> Todo:
+        """End every request that waits or runs with an error."""
+        todo = Todo()
+        running = [r for batch in self._running.values() for r in batch.requests]
+        waiting = list(self._arrived)
+        self._fail((r for r in running + waiting if r.state is not State.DONE), error, todo)
+        return todo
+
+    # --- inside --------------------------------------------------------------------
+
+    def _run_again(self, groups: Iterable[list[Request]]) -> None:
+        """Put groups at the front of the queue; each runs as a batch of its own."""
+        for group in reversed([group for group in groups if group]):
+            for request in group:
+                request.state = State.WAITING
+                self._arrived[request] = next(self._order)
+            self._again.appendleft(group)
+
+    def _finish(self, request: Request) -> bool:
+        """End a request wherever it is; False if it had ended."""
+        if request.state is State.DONE:
+            return False
+        if request.state is State.WAITING:
+            del self._arrived[request]
+            queue = self._queues.get(request.key, {})
+            if request in queue:
+                del queue[request]
+                if not queue:
+                    del self._queues[request.key]
+        request.state = State.DONE
+        return True
+
+    def _fail(self, requests: Iterable[Request], error: ErrorFactory, todo: Todo) -> None:
+        for request in requests:
+            if self._finish(request):
+                self.counters.failed += 1
+                todo.fail.append((request, error()))
+
+    def _end_batch(self, slot: int, batch_id: int, now: float) -> Batch | None:
+        batch = self._running.get(slot)
+        if batch is None or batch.id != batch_id:
+            return None
+        del self._running[slot]
+        self.counters.running_seconds += now - batch.started_at
+        return batch
+
+    def _time_out(self, now: float, todo: Todo) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            request = heapq.heappop(self._deadlines)[2]
+            if request.state is not State.DONE:
+                error = _timeout_error(request, now)
+                self._finish(request)
+                self.counters.timed_out += 1
+                todo.fail.append((request, error))
+
+    def _free(self, slot: int, now: float, todo: Todo) -> Todo:
+        self._idle.append(slot)
+        return self._dispatch(now, todo)
+
+    def _dispatch(self, now: float, todo: Todo) -> Todo:
+        # An expired request never reaches a worker, however late the pool's timer is.
+        self._time_out(now, todo)
+        while self._idle and self._arrived:
+            requests = list(self._take())
+            if not requests:
+                continue
+            batch = Batch(next(self._ids), self._idle.pop(), requests, now)
+            for request in requests:
+                request.state = State.RUNNING
+                request.started_at = now
+                del self._arrived[request]
+            self._running[batch.slot] = batch
+            self.counters.batches += 1
+            todo.send.append(batch)
+        return todo
+
+    def _take(self) -> Iterator[Request]:
+        """Take the oldest requests that fit together out of the queue."""
+        if self._again:
+            yield from (r for r in self._again.popleft() if r.state is State.WAITING)
+            return
+        key, queue = min(self._queues.items(), key=self._age)
+        rows = 0
+        while queue:
+            request = next(iter(queue))
+            rows += request.rows
+            if rows > self._max_batch_size and rows > request.rows:
+                break
+            del queue[request]
+            yield request
+            if key is None:
+                break
+        if not queue:
+            del self._queues[key]
+
+    def _age(self, entry: tuple[Hashable, OrderedDict[Request, None]]) -> int:
+        return self._arrived[next(iter(entry[1]))]
+
+    def _forget_old_deadlines(self) -> None:
+        # Finished requests leave their deadlines behind; without this, an hour's timeout
+        # would keep an hour's requests in memory.
+        live = self.waiting + sum(len(batch.requests) for batch in self._running.values())
+        if len(self._deadlines) > 2 * live + 64:
+            self._deadlines = [e for e in self._deadlines if e[2].state is not State.DONE]
+            heapq.heapify(self._deadlines)
+
+
+def _timeout_error(request: Request, now: float) -> PoolTimeout:
+    started = request.state is State.RUNNING
+    waited = (request.started_at if started else now) - request.submitted_at
+    ran = now - request.started_at if started else 0.0
+    return PoolTimeout(
+        f"no answer within timeout={request.timeout:g} s: the request waited {waited:.3f} s "
+        f"in the queue and ran {ran:.3f} s in a worker",
+        timeout=request.timeout,
+        waited=waited,
+        ran=ran,
+    )

@@ -1,0 +1,482 @@
+"""What a model wants to be fed: names, dtypes and row shapes, and the check of features.
+
+Features are checked and brought to the model's exact dtypes in the application, so that
+a mistake costs no round trip and never reaches a model. (A generator-fed Estimator dies
+of a missing key or a ragged list, and takes a second to rebuild.)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from predictpool._errors import InvalidFeatures
+from predictpool._wire import Array
+
+Arrays: TypeAlias = dict[str, Array]
+RowShape: TypeAlias = tuple[int | None, ...]
+
+# The name under which a single unnamed array travels.
+UNNAMED: Final = ""
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+    def __reduce__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Final = _Required()
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What one feature has to be.
+
+    Attributes:
+        dtype: the numpy dtype that the model gets; ``object`` stands for text, which
+            arrives as UTF-8 ``bytes``.
+        shape: the shape of one row, without the row axis; None for an axis that varies.
+        default: the value of a row, for requests that leave the feature out.
+    """
+
+    dtype: np.dtype[Any]
+    shape: RowShape = ()
+    default: Any = REQUIRED
+
+    def __str__(self) -> str:
+        kind = "text" if self.dtype == object else str(self.dtype)
+        return f"{kind} rows of shape {_shape_text(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The features that a predictor takes.
+
+    Attributes:
+        features: name → `FeatureSpec`; a model that takes one unnamed array has the
+            single name ``""``.
+    """
+
+    features: Mapping[str, FeatureSpec]
+
+    @classmethod
+    def declared(cls, features: Any) -> Signature:
+        """Read a signature in the notation that users write.
+
+        Args:
+            features: a mapping of name to ``(dtype, row shape)``,
+                ``(dtype, row shape, default)``, a dtype alone (scalar rows), a
+                `FeatureSpec` or a ``tf.TensorSpec`` (its first axis is the rows); or one
+                of these for a model that takes a single unnamed array. Text is ``str``,
+                ``bytes`` or ``object``.
+
+        Raises:
+            TypeError: it is none of these.
+        """
+        if isinstance(features, Signature):
+            return features
+        named = features if isinstance(features, Mapping) else {UNNAMED: features}
+        if not named:
+            raise TypeError("signature={} declares no feature: name at least one")
+        return cls({str(name): _declared_spec(str(name), spec) for name, spec in named.items()})
+
+    @classmethod
+    def inferred(cls, arrays: Arrays) -> Signature:
+        """Take the signature from a first request: floats as float32, text as text.
+
+        Raises:
+            InvalidFeatures: for every other dtype. ``[1, 2]`` may be the first values of
+                a column of floats, which an integer signature would cut off for ever.
+        """
+        return cls({name: _inferred_spec(name, values) for name, values in arrays.items()})
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether the features are one array instead of a mapping."""
+        return UNNAMED in self.features
+
+    def conform(self, features: Any, *, one: bool = False) -> Arrays:
+        """Return the features as arrays of exactly the declared dtypes and shapes.
+
+        Args:
+            features: a mapping of name to array-like, or one array-like; the first axis
+                is the row.
+            one: the features are a single example without the row axis.
+
+        Raises:
+            InvalidFeatures: naming the feature, what was given and what is expected.
+        """
+        named = self._named(features)
+        arrays: Arrays = {}
+        for name, spec in self.features.items():
+            if name in named:
+                arrays[name] = _conform_array(name, spec, named[name], one)
+            elif isinstance(spec.default, _Required):
+                raise self._missing(name, named)
+        _check_lengths(arrays)
+        if len(arrays) < len(self.features):
+            arrays = self._with_defaults(arrays)
+        if len(named) > len(self.features) or any(name not in self.features for name in named):
+            raise self._unknown(named)
+        return arrays
+
+    def example(self) -> Arrays:
+        """Return one row that has the right dtypes and shapes: zeros and empty text."""
+        arrays: Arrays = {}
+        for name, spec in self.features.items():
+            shape = (1, *(1 if axis is None else axis for axis in spec.shape))
+            empty: Any = b"" if spec.dtype == object else 0
+            arrays[name] = np.full(shape, empty, spec.dtype)
+        return arrays
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name or 'features'}: {spec}" for name, spec in self.features.items())
+
+    def _named(self, features: Any) -> Mapping[str, Any]:
+        if not self.unnamed:
+            if not _is_mapping(features):
+                raise InvalidFeatures(
+                    f"features are {_describe(features)}, expected a mapping of name to values "
+                    f"with the names {_name_list(self.features)}",
+                    given=_describe(features),
+                    expected="a mapping of name to values",
+                )
+            return features  # type: ignore[no-any-return]
+        if _is_mapping(features):
+            raise InvalidFeatures(
+                f"features are a mapping of {_name_list(features)}, expected one array: "
+                f"{self.features[UNNAMED]}",
+                given="a mapping",
+                expected=f"one array: {self.features[UNNAMED]}",
+            )
+        return {UNNAMED: features}
+
+    def _missing(self, name: str, named: Mapping[str, Any]) -> InvalidFeatures:
+        unknown = [str(given) for given in named if given not in self.features]
+        close = difflib.get_close_matches(name, unknown, n=1)
+        hint = f"; did you mean it by {close[0]!r}?" if close else ""
+        return InvalidFeatures(
+            f"feature {name!r} is missing: given {_name_list(named)}, "
+            f"expected {self.features[name]}{hint}",
+            feature=name,
+            given=_name_list(named),
+            expected=str(self.features[name]),
+        )
+
+    def _unknown(self, named: Mapping[str, Any]) -> InvalidFeatures:
+        name = next(str(given) for given in named if given not in self.features)
+        close = difflib.get_close_matches(name, list(self.features), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return InvalidFeatures(
+            f"feature {name!r} is unknown: expected {_name_list(self.features)}{hint}",
+            feature=name,
+            given=name,
+            expected=_name_list(self.features),
+        )
+
+    def _with_defaults(self, arrays: Arrays) -> Arrays:
+        rows = len(next(iter(arrays.values()))) if arrays else 1
+        return {
+            name: arrays[name]
+            if name in arrays
+            else np.repeat(_conform_array(name, spec, spec.default, one=True), rows, axis=0)
+            for name, spec in self.features.items()
+        }
+
+
+def as_arrays(features: Any, *, one: bool = False) -> tuple[Arrays, bool]:
+    """Return features as arrays without a signature: whatever numpy makes of them.
+
+    Text in lists stays ``str`` in an object array, so that nothing is cut or padded.
+
+    Returns:
+        the arrays by name, and whether they were given as a mapping.
+
+    Raises:
+        InvalidFeatures: ragged values, no row axis, or features of different lengths.
+    """
+    mapping = _is_mapping(features)
+    arrays: Arrays = {}
+    for name, value in features.items() if mapping else [(UNNAMED, features)]:
+        values = _free_array(str(name), value)
+        if one:
+            values = values[np.newaxis]
+        if values.ndim == 0:
+            raise _no_row_axis(str(name), values)
+        arrays[str(name)] = values
+    if not arrays:
+        raise InvalidFeatures("features are empty: expected at least one name", given="{}")
+    _check_lengths(arrays)
+    return arrays, mapping
+
+
+# --- one feature -------------------------------------------------------------------
+
+
+def _conform_array(name: str, spec: FeatureSpec, value: Any, one: bool) -> Array:
+    if spec.dtype == object:
+        values = _text_array(name, spec, value)
+    else:
+        values = _typed_array(name, spec, value)
+    lead = 0 if one else 1
+    if values.ndim != lead + len(spec.shape):
+        values = _fitting_rank(name, spec, values, lead)
+    for given, expected in zip(values.shape[lead:], spec.shape, strict=True):
+        if expected is not None and given != expected:
+            raise _does_not_fit(name, spec, values, one)
+    return values[np.newaxis] if one else values
+
+
+def _fitting_rank(name: str, spec: FeatureSpec, values: Array, lead: int) -> Array:
+    """Allow ``[n]`` for ``[n, 1]`` and the reverse, and nothing else."""
+    rank = values.ndim - lead
+    if rank == 0 and spec.shape == (1,):
+        return values[..., np.newaxis]
+    if rank == 1 and spec.shape == () and values.shape[-1] == 1:
+        return values[..., 0]
+    if values.shape == (0,) and lead == 1:
+        return values.reshape(0, *(0 if axis is None else axis for axis in spec.shape))
+    raise _does_not_fit(name, spec, values, one=lead == 0)
+
+
+def _typed_array(name: str, spec: FeatureSpec, value: Any) -> Array:
+    values = _plain_array(name, spec, value)
+    if values.dtype == spec.dtype:
+        return values
+    if values.size == 0 and values.dtype.kind == "f":
+        return values.astype(spec.dtype)
+    if not np.can_cast(values.dtype, spec.dtype, "same_kind"):
+        raise _wrong_kind(name, spec, values)
+    if spec.dtype.kind in "iu" and not np.can_cast(values.dtype, spec.dtype, "safe"):
+        _check_range(name, spec, values)
+    return values.astype(spec.dtype)
+
+
+def _check_range(name: str, spec: FeatureSpec, values: Array) -> None:
+    limits = np.iinfo(spec.dtype)
+    low, high = int(values.min()), int(values.max())
+    if low < limits.min or high > limits.max:
+        worst = low if low < limits.min else high
+        raise InvalidFeatures(
+            f"{_quoted(name)} has the value {worst}, which {spec.dtype} cannot hold "
+            f"({limits.min} to {limits.max})",
+            feature=name,
+            given=str(worst),
+            expected=str(spec),
+        )
+
+
+def _plain_array(name: str, spec: FeatureSpec, value: Any) -> Array:
+    try:
+        values = np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidFeatures(
+            f"{_quoted(name)} is {_describe(value)} that is no array ({error}), expected {spec}",
+            feature=name,
+            given=_describe(value),
+            expected=str(spec),
+        ) from error
+    if values.dtype.kind == "O":
+        raise _wrong_kind(name, spec, values)
+    return values
+
+
+def _text_array(name: str, spec: FeatureSpec, value: Any) -> Array:
+    values = value if isinstance(value, np.ndarray) else _object_array(value)
+    if values.dtype.kind not in "OUS" and values.size:
+        raise _wrong_kind(name, spec, values)
+    encoded = np.empty(values.shape, object)
+    flat = encoded.reshape(-1)
+    for index, item in enumerate(values.ravel().tolist()):
+        if isinstance(item, bytes):
+            flat[index] = item
+        elif isinstance(item, str):
+            flat[index] = _utf8(name, item)
+        else:
+            raise InvalidFeatures(
+                f"{_quoted(name)} has the value {item!r} of type {type(item).__name__}, "
+                f"expected {spec} (str or bytes)",
+                feature=name,
+                given=repr(item),
+                expected=str(spec),
+            )
+    return encoded
+
+
+def _utf8(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidFeatures(
+            f"{_quoted(name)} has the value {text!r}, which is no valid text ({error.reason}): "
+            "give bytes, or text without lone surrogates",
+            feature=name,
+            given=repr(text),
+            expected="text",
+        ) from error
+
+
+def _object_array(value: Any) -> Array:
+    # np.asarray(["a\0"]) would make a fixed-width array and drop the NUL.
+    if isinstance(value, str | bytes):
+        result = np.empty((), object)
+        result[()] = value
+        return result
+    return np.array(value, dtype=object)
+
+
+def _free_array(name: str, value: Any) -> Array:
+    try:
+        values = np.asarray(value)
+    except ValueError as error:
+        raise InvalidFeatures(
+            f"{_quoted(name)} is {_describe(value)} that is no array ({error}): "
+            "rows of one feature need the same shape",
+            feature=name,
+            given=_describe(value),
+            expected="an array with the rows on its first axis",
+        ) from error
+    if values.dtype.kind in "US" and not isinstance(value, np.ndarray | np.generic):
+        return _object_array(value)
+    return values
+
+
+def _check_lengths(arrays: Arrays) -> None:
+    lengths = {len(values) for values in arrays.values()}
+    if len(lengths) > 1:
+        given = ", ".join(f"{name}: {len(values)}" for name, values in arrays.items())
+        raise InvalidFeatures(
+            f"features differ in their number of rows ({given}), expected one value per row in each",
+            given=given,
+            expected="the same number of rows in every feature",
+        )
+
+
+# --- signatures --------------------------------------------------------------------
+
+
+def _declared_spec(name: str, spec: Any) -> FeatureSpec:
+    if isinstance(spec, FeatureSpec):
+        return FeatureSpec(_dtype(name, spec.dtype), tuple(spec.shape), spec.default)
+    if isinstance(spec, tuple):
+        if not 1 <= len(spec) <= 3:
+            raise _bad_spec(name, spec)
+        shape = tuple(spec[1]) if len(spec) > 1 else ()
+        return FeatureSpec(_dtype(name, spec[0]), shape, *spec[2:])
+    if hasattr(spec, "shape") and hasattr(spec, "dtype"):
+        full = tuple(spec.shape)
+        if not full:
+            raise TypeError(
+                f"signature of {_quoted(name)}: {spec!r} has no axis for the rows; "
+                "its shape has to begin with None"
+            )
+        return FeatureSpec(_dtype(name, spec.dtype), full[1:])
+    return FeatureSpec(_dtype(name, spec))
+
+
+def _dtype(name: str, given: Any) -> np.dtype[Any]:
+    given = getattr(given, "as_numpy_dtype", given)
+    try:
+        dtype = np.dtype(given)
+    except TypeError as error:
+        raise _bad_spec(name, given) from error
+    return np.dtype(object) if dtype.kind in "US" else dtype
+
+
+def _bad_spec(name: str, spec: Any) -> TypeError:
+    return TypeError(
+        f"signature of {_quoted(name)} is {spec!r}; expected a dtype, (dtype, row shape), "
+        "(dtype, row shape, default) or a tf.TensorSpec"
+    )
+
+
+def _inferred_spec(name: str, values: Array) -> FeatureSpec:
+    if values.dtype.kind == "f":
+        dtype = np.dtype(np.float32)
+    elif values.dtype.kind in "US" or (
+        values.dtype.kind == "O" and all(isinstance(item, str | bytes) for item in values.flat)
+    ):
+        dtype = np.dtype(object)
+    else:
+        raise InvalidFeatures(
+            f"{_quoted(name)} has dtype {values.dtype}, and the signature is not known: "
+            f"declare it, for example signature={{{name!r}: (np.int64, {values.shape[1:]})}} "
+            "or np.float32",
+            feature=name,
+            given=str(values.dtype),
+            expected="signature= of the predictor, or floats or text",
+        )
+    return FeatureSpec(dtype, values.shape[1:])
+
+
+# --- words -------------------------------------------------------------------------
+
+
+def _is_mapping(features: Any) -> bool:
+    # A pandas DataFrame is no Mapping, and has both.
+    return isinstance(features, Mapping) or (
+        hasattr(features, "keys") and hasattr(features, "__getitem__")
+    )
+
+
+def _quoted(name: str) -> str:
+    return f"feature {name!r}" if name else "the array of features"
+
+
+def _name_list(names: Any) -> str:
+    listed: Sequence[str] = [str(name) for name in names]
+    shown = ", ".join(listed[:20])
+    return f"[{shown}{', …' if len(listed) > 20 else ''}]"
+
+
+def _shape_text(shape: RowShape) -> str:
+    inner = ", ".join("any" if axis is None else str(axis) for axis in shape)
+    return f"({inner},)" if len(shape) == 1 else f"({inner})"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} array of shape {value.shape}"
+    return f"a {type(value).__name__}"
+
+
+def _wrong_kind(name: str, spec: FeatureSpec, values: Array) -> InvalidFeatures:
+    kind = "objects" if values.dtype.kind == "O" else f"{values.dtype} values"
+    sample = ", ".join(map(repr, values.ravel()[:3].tolist()))
+    return InvalidFeatures(
+        f"{_quoted(name)} has {kind} ({sample}), expected {spec}",
+        feature=name,
+        given=f"{kind} ({sample})",
+        expected=str(spec),
+    )
+
+
+def _does_not_fit(name: str, spec: FeatureSpec, values: Array, one: bool) -> InvalidFeatures:
+    whole = "a row" if one else "rows on the first axis and each row"
+    return InvalidFeatures(
+        f"{_quoted(name)} has the shape {values.shape}, expected {whole} "
+        f"of shape {_shape_text(spec.shape)}",
+        feature=name,
+        given=f"shape {values.shape}",
+        expected=str(spec),
+    )
+
+
+def _no_row_axis(name: str, values: Array) -> InvalidFeatures:
+    return InvalidFeatures(
+        f"{_quoted(name)} is the single value {values[()]!r}, expected an array with the rows on "
+        "its first axis (predict_one takes one example without it)",
+        feature=name,
+        given="a single value",
+        expected="an array with the rows on its first axis",
+    )
+
+
+SignatureSource: TypeAlias = Signature | Literal["infer"] | None

@@ -1,0 +1,63 @@
+"""What a pool counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """The running totals, kept by the scheduler."""
+
+    submitted: int = 0
+    answered: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    refused: int = 0
+    rows: int = 0
+    batches: int = 0
+    waiting_seconds: float = 0.0
+    running_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """A pool at one moment, from `PredictorPool.statistics`.
+
+    ``submitted`` always equals ``answered + failed + cancelled + timed_out + refused +
+    waiting + running``: a request is in exactly one of these.
+
+    Attributes:
+        workers: how many workers the pool is meant to have.
+        ready: how many of them are ready.
+        restarts: how many workers were started in place of one that died.
+        submitted: requests made so far.
+        answered: requests that got their answer.
+        failed: requests that ended with an error, invalid features included.
+        cancelled: requests whose callers were cancelled.
+        timed_out: requests that passed their deadline.
+        refused: requests that found ``max_waiting`` others waiting.
+        waiting: requests in the queue now.
+        running: requests in a worker now.
+        rows: rows of all answered requests.
+        batches: batches sent to workers.
+        waiting_seconds: seconds that the answered requests spent in the queue, together.
+        running_seconds: seconds that workers spent on batches, together.
+    """
+
+    workers: int
+    ready: int
+    restarts: int
+    submitted: int
+    answered: int
+    failed: int
+    cancelled: int
+    timed_out: int
+    refused: int
+    waiting: int
+    running: int
+    rows: int
+    batches: int
+    waiting_seconds: float
+    running_seconds: float

@@ -1,0 +1,250 @@
+"""The worker process: load, warm up, then receive, predict, send until told to stop.
+
+No event loop and no thread of our own: the worker blocks on its one socket. It never
+decides when to end, except when the socket does: then the application has gone.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from predictpool import _wire
+from predictpool._devices import Device
+from predictpool._signature import Arrays, Signature, SignatureSource, as_arrays
+from predictpool._wire import Frame, Kind
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a worker is told first.
+
+    Attributes:
+        predictor: the pickled predictor; unpickled here and nowhere else.
+        device: where the worker is pinned.
+        warmup: pickled features to run before the worker is ready, or None.
+        signature: what the pool knows of the signature already, or None.
+    """
+
+    predictor: bytes
+    device: Device
+    warmup: bytes | None
+    signature: Signature | None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a worker says when it is ready.
+
+    Attributes:
+        signature: what the predictor takes, now that it is loaded.
+        row_wise: whether rows of several requests may share a call.
+        load_seconds: how long loading and warming up took.
+        warning: something that the user should know, or "".
+    """
+
+    signature: SignatureSource
+    row_wise: bool
+    load_seconds: float
+    warning: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception on its way to the application.
+
+    Attributes:
+        type_name: the qualified name of its type.
+        text: what it says.
+        traceback: the traceback, as text.
+        pickled: the exception itself, or None where it does not survive pickling.
+        broke_rows: whether outputs without a row axis are the reason.
+    """
+
+    type_name: str
+    text: str
+    traceback: str
+    pickled: bytes | None
+    broke_rows: bool = False
+
+
+class WarmUpFailed(Exception):
+    """Raised when the model cannot run the features of the warm-up."""
+
+
+class RowsBroken(Exception):
+    """Raised when the outputs of joined requests cannot be divided among them."""
+
+
+def main(connection: socket.socket) -> None:
+    """Serve one application until it says stop or goes away."""
+    frames = _receive(connection)
+    first = next(frames, None)
+    if first is None:
+        return
+    try:
+        predictor, ready = _start(pickle.loads(first.payload))
+        message = _wire.encode_message(Kind.READY, 0, ready)
+    except Exception as error:
+        _send(connection, _wire.encode_message(Kind.START_FAILED, 0, describe(error)))
+        return
+    _send(connection, message)
+    for frame in frames:
+        if frame.kind is Kind.STOP:
+            predictor.close()
+            _send(connection, _wire.encode_frame(Kind.GOODBYE))
+            return
+        _send(connection, _answer(predictor, frame))
+
+
+def describe(error: BaseException, *, broke_rows: bool = False) -> Failure:
+    """Return an exception in a form that always travels."""
+    kind = type(error)
+    name = kind.__qualname__
+    if kind.__module__ != "builtins":
+        name = f"{kind.__module__}.{name}"
+    try:
+        text = str(error)
+    except Exception:  # an exception's own __str__ may be broken; its type still tells
+        text = "(its message cannot be shown)"
+    # The first frame is ours; the user's begin below it.
+    below = error.__traceback__.tb_next if error.__traceback__ else None
+    lines = traceback.format_exception(kind, error, below or error.__traceback__)
+    return Failure(name, text, "".join(lines), _pickled(error), broke_rows)
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    try:
+        data = pickle.dumps(error, protocol=5)
+        pickle.loads(data)
+    except Exception:  # many exceptions pickle but do not unpickle; the text travels instead
+        return None
+    return data
+
+
+# --- start -------------------------------------------------------------------------
+
+
+def _start(start: Start) -> tuple[Any, Ready]:
+    began = time.monotonic()
+    predictor = cloudpickle.loads(start.predictor)
+    predictor.load(start.device)
+    row_wise, warning = bool(predictor.row_wise), ""
+    warmup = _warmup_features(predictor.signature, start)
+    if warmup is not None and not _warm_up(predictor, *warmup):
+        row_wise = False
+        warning = (
+            "the outputs of the model do not have the rows on their first axis, so every "
+            "request runs as a call of its own; such a predictor should say row_wise=False"
+        )
+    return predictor, Ready(predictor.signature, row_wise, time.monotonic() - began, warning)
+
+
+def _warmup_features(signature: SignatureSource, start: Start) -> tuple[Arrays, bool] | None:
+    """Return the user's example, or else one row of zeros and empty text."""
+    known = signature if isinstance(signature, Signature) else start.signature
+    if start.warmup is not None:
+        given = cloudpickle.loads(start.warmup)
+        if known is None and signature is None:
+            return as_arrays(given)
+        if known is None:
+            known = Signature.inferred(as_arrays(given)[0])
+        return known.conform(given), not known.unnamed
+    return None if known is None else (known.example(), not known.unnamed)
+
+
+def _warm_up(predictor: Any, arrays: Arrays, mapping: bool) -> bool:
+    """Run the model, and tell whether its outputs can be divided by rows."""
+    # A second run with another number of rows: an output of a fixed length that happens
+    # to be the number of rows would be divided among callers it does not belong to.
+    for repeats in (1, 2) if predictor.row_wise else (1,):
+        repeated = {name: np.repeat(values, repeats, axis=0) for name, values in arrays.items()}
+        rows = len(next(iter(repeated.values())))
+        try:
+            outputs = predictor.predict(repeated if mapping else next(iter(repeated.values())))
+        except Exception as error:
+            raise WarmUpFailed(
+                f"the warm-up failed on {_describe_arrays(repeated)} ({error}): give the pool "
+                "warmup= with features that the model can take"
+            ) from error
+        if predictor.row_wise and not _divisible(outputs, rows):
+            return False
+    return True
+
+
+def _describe_arrays(arrays: Arrays) -> str:
+    return ", ".join(f"{name or 'features'}: {_brief(values)}" for name, values in arrays.items())
+
+
+def _brief(values: Any) -> str:
+    return f"{values.dtype}{list(values.shape)}"
+
+
+def _divisible(outputs: Any, rows: int) -> bool:
+    encoded = _wire.encode_outputs(outputs, rows)
+    return encoded is not None and all(column.per_row for column in encoded[0].columns)
+
+
+# --- serve -------------------------------------------------------------------------
+
+
+def _answer(predictor: Any, frame: Frame) -> _wire.Parts:
+    try:
+        schema = _wire.parse_schema(frame.schema)
+        features = _wire.decode_payload(schema, frame.rows, frame.payload)
+        outputs = predictor.predict(features)
+        return _encode_answer(outputs, frame)
+    except RowsBroken as error:
+        return _wire.encode_message(Kind.FAILURE, frame.id, describe(error, broke_rows=True))
+    except Exception as error:
+        return _wire.encode_message(Kind.FAILURE, frame.id, describe(error))
+
+
+def _encode_answer(outputs: Any, frame: Frame) -> _wire.Parts:
+    encoded = _wire.encode_outputs(outputs, frame.rows)
+    if frame.joined and (encoded is None or not all(c.per_row for c in encoded[0].columns)):
+        raise RowsBroken("outputs without a row axis cannot be divided among several requests")
+    if encoded is None:
+        data = pickle.dumps(outputs, protocol=5)
+        return _wire.encode_frame(
+            Kind.ANSWER_OBJECT, frame.id, rows=frame.rows, payload=(data,), size=len(data)
+        )
+    schema, parts = encoded
+    payload, size = _wire.join_parts([parts])
+    return _wire.encode_frame(
+        Kind.ANSWER, frame.id, rows=frame.rows, schema=schema.blob, payload=payload, size=size
+    )
+
+
+# --- the socket --------------------------------------------------------------------
+
+
+def _receive(connection: socket.socket) -> Iterator[Frame]:
+    """Yield frames until the application closes its end."""
+    decoder = _wire.FrameDecoder()
+    while True:
+        try:
+            count = connection.recv_into(decoder.buffer)
+        except ConnectionResetError:  # it closed with an answer of ours unread
+            return
+        if count == 0:
+            return
+        yield from decoder.received(count)
+
+
+def _send(connection: socket.socket, buffers: _wire.Parts) -> None:
+    try:
+        for buffer in buffers:
+            connection.sendall(buffer)
+    except (BrokenPipeError, ConnectionResetError):
+        # The application has gone, and with it everyone who wanted the answer.
+        sys.exit(0)
