@@ -105,6 +105,8 @@ class Slot:
                 self.handle = await launcher.start(start, self)
                 self._pid = self.handle.pid
                 await self._until(lambda: self._ready or self._end)
+            if self._ready is None or self._end is not None:
+                raise self._failed_start()
         except TimeoutError:
             raise self._start_error(
                 f"was not ready within start_timeout={recipe.start_timeout:g} s"
@@ -112,10 +114,8 @@ class Slot:
         except OSError as error:
             raise self._start_error(f"could not be started: {error}") from error
         finally:
-            if self._ready is None:
+            if self._ready is None or self._end is not None:
                 await self.empty("failed to start")
-        if self._ready is None or self._end is not None:
-            raise self._failed_start()
         return self._ready
 
     def serve(self, ready: Ready) -> None:

@@ -173,12 +173,17 @@ def _warm_up(predictor: Any, arrays: Arrays, mapping: bool) -> bool:
             outputs = predictor.predict(repeated if mapping else next(iter(repeated.values())))
         except Exception as error:
             raise WarmUpFailed(
-                f"the warm-up failed on {_describe_arrays(repeated)} ({error}): give the pool "
-                "warmup= with features that the model can take"
+                f"the warm-up failed on {_describe_arrays(repeated)}: give the pool warmup= with "
+                f"features that the model can take. It said: {_first_line(error)}"
             ) from error
         if predictor.row_wise and not _divisible(outputs, rows):
             return False
     return True
+
+
+def _first_line(error: Exception) -> str:
+    # TensorFlow appends the whole graph's history; the traceback has it all below.
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _describe_arrays(arrays: Arrays) -> str:

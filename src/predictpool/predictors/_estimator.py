@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import gc
 import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
@@ -152,6 +153,8 @@ class EstimatorPredictor:
         return exact
 
     def _start(self, signature: Signature) -> _Model:
+        if self._predict_keys is not None:
+            self._no_rows(signature)  # refuses unknown keys, which estimator.predict ignores
         model = _GeneratorModel if self._method == "generator" else _SessionModel
         return model(self._estimator, self._checkpoint, signature, self._predict_keys)
 
@@ -197,6 +200,7 @@ class _GeneratorModel:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers = estimator.predict(
             lambda: self._dataset(signature),
+            hooks=[_release_hook(self._requests)],
             predict_keys=predict_keys,
             checkpoint_path=checkpoint,
             yield_single_examples=False,
@@ -236,6 +240,25 @@ class _GeneratorModel:
         """Yield requests, blocking until there is one: nothing can be pulled ahead."""
         while (features := self._requests.get()) is not _END:
             yield features
+
+
+def _release_hook(requests: queue.SimpleQueue[Any]) -> Any:
+    """Return a hook that ends the generator when TensorFlow ends the session by itself.
+
+    After an error in the model TensorFlow closes the session before it raises, and waits
+    in there for its own thread, which waits in our generator for a request.
+    """
+    import tensorflow as tf
+
+    class Release(tf.estimator.SessionRunHook):  # type: ignore[misc]
+        def after_create_session(self, session: Any, coord: Any) -> None:
+            def wait() -> None:
+                coord.wait_for_stop()
+                requests.put(_END)
+
+            threading.Thread(target=wait, name="release", daemon=True).start()
+
+    return Release()
 
 
 # --- method="session" --------------------------------------------------------------
@@ -326,7 +349,7 @@ def _empty_like(tensor: Any) -> Array:
 def _tf_dtype(dtype: np.dtype[Any]) -> Any:
     import tensorflow as tf
 
-    return tf.string if dtype == object else tf.as_dtype(dtype)
+    return tf.string if dtype.kind == "O" else tf.as_dtype(dtype)
 
 
 def _require_estimators() -> None:

@@ -1,0 +1,47 @@
+"""Figures of several rounds, ratios between them, and what they must not exceed."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure of several rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        """Sum up one value for each round."""
+        values = list(values)
+        return cls(statistics.median(values), min(values), max(values))
+
+
+def percentile(seconds: Sequence[float] | NDArray[np.float64], percent: float) -> float:
+    """Return a percentile that is one of the values: the tail is not smoothed."""
+    return float(np.percentile(seconds, percent, method="higher"))
+
+
+def ratios(values: Sequence[float], to: Sequence[float]) -> Spread:
+    """Return a ratio round by round: both sides had the same neighbours then."""
+    return Spread.of([value / other for value, other in zip(values, to, strict=True)])
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a figure must not exceed."""
+
+    name: str
+    figure: float
+    limit: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether it does not."""
+        return self.figure <= self.limit
