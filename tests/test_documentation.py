@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,27 @@ def script_of(page: str) -> str:
     return "\n".join(script)
 
 
+@pytest.fixture(scope="session")
+def income(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that pages predict with: what ``docs/examples/income.py`` trains."""
+    folder = tmp_path_factory.mktemp("income")
+    run_as_a_user(ROOT / "docs" / "examples" / "income.py", folder)
+    return folder / "models"
+
+
+def run_as_a_user(script: Path, folder: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=110,  # before pytest's own limit, which would not show the output
+        check=False,
+    )
+    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+
+
 def has_code(page: Path) -> bool:
     return re.search(r"^ *(```+|~~~+)py", page.read_text(), re.MULTILINE) is not None
 
@@ -53,20 +75,13 @@ def has_code(page: Path) -> bool:
     [*filter(has_code, PAGES), *EXAMPLES],
     ids=lambda source: str(source.relative_to(ROOT)),
 )
-def test_shown_code_runs(source: Path, tmp_path: Path) -> None:
+def test_shown_code_runs(source: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     text = source.read_text()
+    if "models/income" in text and ".train(" not in text:
+        shutil.copytree(request.getfixturevalue("income"), tmp_path / "models")
     script = tmp_path / f"{source.stem}.py"
     script.write_text(script_of(text) if source.suffix == ".md" else text)
-    run = subprocess.run(
-        [sys.executable, script.name],
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=110,  # before pytest's own limit, which would not show the output
-        check=False,
-    )
-    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+    run_as_a_user(script, tmp_path)
 
 
 def test_blocks_keep_their_lines_and_their_order() -> None:
