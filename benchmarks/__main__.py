@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks latency`` and ``python -m benchmarks startup``."""
+"""The command line: ``python -m benchmarks [latency|budget|startup]``."""
 
 import argparse
 import sys
@@ -6,9 +6,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
-from benchmarks import harness, latency, models, report, startup
+from benchmarks import budget, harness, latency, models, report, startup
 from benchmarks.models import Model
 from predictpool import _census
 
@@ -18,15 +16,18 @@ QUICK_STEPS = 20
 def main() -> None:
     """Train a model, run one benchmark, print what came of it."""
     options = parse()
+    _census.silence()  # the processes that are started inherit it
     with tempfile.TemporaryDirectory(prefix="predictpool-benchmarks-") as temporary:
         model = Model(options.model, str(options.model_dir or Path(temporary, "model")))
         note("training the model")
         harness.in_child(model.train, QUICK_STEPS if options.quick else _census.TRAINING_STEPS)
         run = report.Run(model, options.quick)
-        if options.benchmark == "latency":
-            measure_latency(run, model, options)
-        else:
-            measure_startup(run, model, options)
+        measure = {
+            "latency": measure_latency,
+            "budget": measure_budget,
+            "startup": measure_startup,
+        }
+        measure[options.benchmark](run, model, options)
 
 
 def measure_latency(run: report.Run, model: Model, options: argparse.Namespace) -> None:
@@ -37,10 +38,22 @@ def measure_latency(run: report.Run, model: Model, options: argparse.Namespace) 
         found = {"size": asdict(size), "contenders": [asdict(line) for line in lines]}
         print(report.as_json(run, "latency", found, goals))
         return
-    console = Console()
-    report.show_run(console, run)
-    report.show_latency(console, size, lines)
-    report.show_goals(console, goals)
+    paper = report.Paper(options.markdown)
+    report.show_run(paper, run)
+    report.show_latency(paper, size, lines)
+    report.show_goals(paper, goals)
+
+
+def measure_budget(run: report.Run, model: Model, options: argparse.Namespace) -> None:
+    """Run ``budget``."""
+    size, lines = budget.run(model, quick=options.quick, note=note)
+    if options.json:
+        found = {"size": asdict(size), "contenders": [asdict(line) for line in lines]}
+        print(report.as_json(run, "budget", found, []))
+        return
+    paper = report.Paper(options.markdown)
+    report.show_run(paper, run)
+    report.show_budget(paper, size, lines)
 
 
 def measure_startup(run: report.Run, model: Model, options: argparse.Namespace) -> None:
@@ -50,10 +63,10 @@ def measure_startup(run: report.Run, model: Model, options: argparse.Namespace) 
     if options.json:
         print(report.as_json(run, "startup", asdict(outcome), goals))
         return
-    console = Console()
-    report.show_run(console, run)
-    report.show_startup(console, outcome)
-    report.show_goals(console, goals)
+    paper = report.Paper(options.markdown)
+    report.show_run(paper, run)
+    report.show_startup(paper, outcome)
+    report.show_goals(paper, goals)
 
 
 def note(what: str) -> None:
@@ -64,16 +77,21 @@ def note(what: str) -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("benchmark", choices=("latency", "startup"))
-    parser.add_argument("--model", choices=models.NAMES, default="census")
+    parser.add_argument("benchmark", choices=("latency", "budget", "startup"))
+    parser.add_argument(
+        "--model", choices=models.NAMES, help="default: census, and small where --quick is given"
+    )
     parser.add_argument(
         "--model-dir", type=Path, help="keep the trained model there, and take it if it is there"
     )
+    parser.add_argument("--markdown", action="store_true", help="print tables for the docs")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test: the figures mean nothing"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.model = options.model or ("small" if options.quick else "census")
+    return options
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from predictpool.predictors._estimator import Method
 Kind = Literal["naive", "in process", "hop floor", "pool"]
 Loop = Literal["asyncio", "uvloop", "trio"]
 Ask = Callable[[Any], Arrays]
+Asked = tuple[NDArray[np.int64], list[Arrays]]
 
 LOOPS: tuple[Loop, ...] = ("asyncio", "uvloop", "trio")
 ROWS = 256
-CHECKED_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -34,28 +35,31 @@ class Way:
         kind: ``"naive"`` is ``estimator.predict`` for each request.
         method: of the predictor; None for the naive way, which has none.
         loop, workers: of a pool.
+        clocked: whether answers say when the model began and ended; see `models.Clocked`.
     """
 
     kind: Kind
     method: Method | None = None
     loop: Loop | None = None
     workers: int = 0
+    clocked: bool = False
 
     @property
     def name(self) -> str:
         """What tables call it."""
         if self.kind == "naive":
-            return "estimator.predict for each request"
+            return "estimator.predict"
         if self.kind != "pool":
             return f"{self.kind}, {self.method}"
-        return f"pool, {self.method}, {self.loop}, workers={self.workers}"
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        return f"pool, {self.method}, {self.loop}, {workers}"
 
 
 def serve(orders: Orders, way: Way, model: Model) -> None:
     """Be a contender; see `harness.Contender`.
 
-    It understands ``("check",)``, which returns the answers to the first `CHECKED_ROWS` rows, one
-    by one, and ``("round", warm-up calls, timed calls)``, which returns seconds for each call.
+    It understands ``(warm-up calls, calls, keep)`` and returns for each call when it began and
+    ended, in ns of the clock that all processes share; and, where they are to be kept, the answers.
     """
     if way.kind == "pool":
         uvloop = {"use_uvloop": True} if way.loop == "uvloop" else {}
@@ -66,66 +70,62 @@ def serve(orders: Orders, way: Way, model: Model) -> None:
         )
         return
     with _SYNCHRONOUS[way.kind](way, model) as (ask, rows):
-        turn = 0
         orders.reply(None)
         while (order := orders.next()) is not None:
-            if order[0] == "check":
-                orders.reply([ask(row) for row in rows[:CHECKED_ROWS]])
-                continue
-            _, warm_up, calls = order
-            for call in range(warm_up):
-                ask(rows[call % len(rows)])
-            orders.reply(_timed(ask, rows, turn, calls))
-            turn += calls
+            warm_up, calls, keep = order
+            _ask_in_turn(ask, rows, warm_up, keep=False)
+            orders.reply(_ask_in_turn(ask, rows, calls, keep))
 
 
-def _timed(ask: Ask, rows: list[Any], turn: int, calls: int) -> NDArray[np.float64]:
-    seconds = np.empty(calls)
+def _ask_in_turn(ask: Ask, rows: deque[Any], calls: int, keep: bool) -> Asked:
+    times = np.empty((calls, 2), np.int64)
+    answers = []
     for call in range(calls):
-        row = rows[(turn + call) % len(rows)]
-        began = time.perf_counter()
-        ask(row)
-        seconds[call] = time.perf_counter() - began
-    return seconds
+        row = rows[0]
+        rows.rotate(-1)
+        began = time.monotonic_ns()
+        answer = ask(row)
+        times[call] = began, time.monotonic_ns()
+        if keep:
+            answers.append(answer)
+    return times, answers
 
 
 # --- without a pool ----------------------------------------------------------------
 
 
 @contextmanager
-def _naive(way: Way, model: Model) -> Iterator[tuple[Ask, list[Any]]]:
+def _naive(_: Way, model: Model) -> Iterator[tuple[Ask, deque[Any]]]:
     """As its users run it: all cores, all of TensorFlow's threads."""
-    yield functools.partial(models.predict_naively, model.build()), model.rows(ROWS)
+    yield functools.partial(models.predict_naively, model.build()), deque(model.rows(ROWS))
 
 
 @contextmanager
-def _in_process(way: Way, model: Model) -> Iterator[tuple[Ask, list[Any]]]:
+def _in_process(way: Way, model: Model) -> Iterator[tuple[Ask, deque[Any]]]:
     """On one core, like a worker; the features were checked before."""
     core = harness.become_like_a_worker()
     predict, close, rows = _load(way, model, core)
-    yield predict, rows
+    yield predict, deque(rows)
     close()
 
 
 @contextmanager
-def _hop_floor(way: Way, model: Model) -> Iterator[tuple[Ask, list[Any]]]:
+def _hop_floor(way: Way, model: Model) -> Iterator[tuple[Ask, deque[Any]]]:
     """The worker on one core, the caller wherever the kernel puts it, as with a pool."""
 
-    def load() -> tuple[Ask, Arrays]:
+    def load() -> floor.Loaded:
         core = harness.become_like_a_worker()
         predict, _, rows = _load(way, model, core)
-        return predict, predict(rows[0])
+        return predict, rows[0], predict(rows[0])
 
-    # Known to the caller without TensorFlow: text is UTF-8 bytes, numbers stay as they are.
-    rows = [_as_model_takes_it(row) for row in model.rows(ROWS)]
-    client = floor.Client(rows[0], load)
-    yield client.ask, [client.encode(row) for row in rows]
+    client = floor.Client(load)
+    yield client.ask, deque(client.encode(_text_as_bytes(row)) for row in model.rows(ROWS))
     client.close()
 
 
 def _load(way: Way, model: Model, core: int) -> tuple[Ask, Callable[[], None], list[Arrays]]:
     assert way.method is not None
-    predictor = model.predictor(way.method)
+    predictor = model.predictor(way.method, clocked=way.clocked)
     predictor.load(Device(cores=(core,)))
     assert isinstance(predictor.signature, Signature)  # derived from the feature columns
     rows = [predictor.signature.conform(row) for row in model.rows(ROWS)]
@@ -133,7 +133,7 @@ def _load(way: Way, model: Model, core: int) -> tuple[Ask, Callable[[], None], l
     return predictor.predict, predictor.close, rows
 
 
-def _as_model_takes_it(row: Arrays) -> Arrays:
+def _text_as_bytes(row: Arrays) -> Arrays:
     return {
         name: np.array([text.encode() for text in values], object)
         if values.dtype == object
@@ -150,20 +150,15 @@ _SYNCHRONOUS = {"naive": _naive, "in process": _in_process, "hop floor": _hop_fl
 
 async def _serve_pool(orders: Orders, way: Way, model: Model) -> None:
     assert way.method is not None
-    rows = model.rows(ROWS)
-    turn = 0
-    async with PredictorPool(model.predictor(way.method), workers=way.workers) as pool:
+    rows = deque(model.rows(ROWS))
+    predictor = model.predictor(way.method, clocked=way.clocked)
+    async with PredictorPool(predictor, workers=way.workers) as pool:
         await pool.wait_ready()
         orders.reply(None)
         while (order := await _next(orders)) is not None:
-            if order[0] == "check":
-                orders.reply([await pool.predict(row) for row in rows[:CHECKED_ROWS]])
-                continue
-            _, warm_up, calls = order
-            for call in range(warm_up):
-                await pool.predict(rows[call % len(rows)])
-            orders.reply(await _timed_pool(pool, rows, turn, calls))
-            turn += calls
+            warm_up, calls, keep = order
+            await _ask_pool_in_turn(pool, rows, warm_up, keep=False)
+            orders.reply(await _ask_pool_in_turn(pool, rows, calls, keep))
 
 
 async def _next(orders: Orders) -> Any:
@@ -171,13 +166,17 @@ async def _next(orders: Orders) -> Any:
     return orders.next()
 
 
-async def _timed_pool(
-    pool: PredictorPool[Arrays], rows: list[Arrays], turn: int, calls: int
-) -> NDArray[np.float64]:
-    seconds = np.empty(calls)
+async def _ask_pool_in_turn(
+    pool: PredictorPool[Arrays], rows: deque[Arrays], calls: int, keep: bool
+) -> Asked:
+    times = np.empty((calls, 2), np.int64)
+    answers = []
     for call in range(calls):
-        row = rows[(turn + call) % len(rows)]
-        began = time.perf_counter()
-        await pool.predict(row)
-        seconds[call] = time.perf_counter() - began
-    return seconds
+        row = rows[0]
+        rows.rotate(-1)
+        began = time.monotonic_ns()
+        answer = await pool.predict(row)
+        times[call] = began, time.monotonic_ns()
+        if keep:
+            answers.append(answer)
+    return times, answers

@@ -16,7 +16,7 @@ import struct
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from benchmarks.models import Arrays
 
 _BUFFER = 1 << 16
 _LENGTH = struct.Struct("<I")
+
+Loaded = tuple[Callable[[Arrays], Arrays], Arrays, Arrays]
+"""What predicts, a row as it takes them, and the answer: both show the layout of all others."""
 
 
 @dataclass(frozen=True)
@@ -107,26 +110,22 @@ class Layout:
 class Client:
     """The caller's end, and the process behind it."""
 
-    def __init__(
-        self, example: Arrays, load: Callable[[], tuple[Callable[[Any], Arrays], Arrays]]
-    ) -> None:
+    def __init__(self, load: Callable[[], Loaded]) -> None:
         """Fork a process and wait until it is ready.
 
         Args:
-            example: one row; its layout is that of all rows.
-            load: called in that process; returns what predicts, and an answer whose layout
-                is that of all answers. Nothing may have imported TensorFlow before.
+            load: called in that process. Nothing may have imported TensorFlow before.
         """
-        layout = Layout.of(example)
-        self.encode = layout.encoder()
         self._connection, theirs = socket.socketpair()
         self._pid = os.fork()
         if self._pid == 0:
             self._connection.close()
-            _work(theirs, layout, load)
+            _work(theirs, load)
         theirs.close()
         self._buffer = memoryview(bytearray(_BUFFER))
-        self._decode = pickle.loads(_receive(self._connection, self._buffer)).decoder()
+        features, outputs = pickle.loads(_receive(self._connection, self._buffer))
+        self.encode: Callable[[Arrays], bytes] = features.encoder()
+        self._decode: Callable[[bytes], Arrays] = outputs.decoder()
 
     def ask(self, message: bytes) -> Arrays:
         """Send an encoded row and return the answer."""
@@ -139,28 +138,25 @@ class Client:
         os.waitpid(self._pid, 0)
 
 
-def _work(
-    connection: socket.socket,
-    layout: Layout,
-    load: Callable[[], tuple[Callable[[Any], Arrays], Arrays]],
-) -> NoReturn:
+def _work(connection: socket.socket, load: Callable[[], Loaded]) -> NoReturn:
     status = 1
     try:
-        predict, answer = load()
-        answers = Layout.of(answer)
-        shown = pickle.dumps(answers)
-        connection.sendall(_LENGTH.pack(len(shown)) + shown)
-        _answer(connection, predict, layout.decoder(), answers.encoder())
+        predict, row, answer = load()
+        features, outputs = Layout.of(row), Layout.of(answer)
+        layouts = pickle.dumps((features, outputs))
+        connection.sendall(_LENGTH.pack(len(layouts)) + layouts)
+        _answer(connection, predict, features.decoder(), outputs.encoder())
         status = 0
     except BaseException:
         traceback.print_exc()
+        raise
     finally:
         os._exit(status)  # this is a fork: what its parent would clean up is not ours
 
 
 def _answer(
     connection: socket.socket,
-    predict: Callable[[Any], Arrays],
+    predict: Callable[[Arrays], Arrays],
     decode: Callable[[bytes], Arrays],
     encode: Callable[[Arrays], bytes],
 ) -> None:

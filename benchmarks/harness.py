@@ -99,6 +99,7 @@ def _run(
         serve(Orders(connection), *arguments)
     except Exception:  # whatever it was, the harness has to hear of it
         connection.send((True, traceback.format_exc()))
+        raise
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import contenders, figures, harness, models
-from benchmarks.contenders import LOOPS, Way
+from benchmarks.contenders import LOOPS, Kind, Way
 from benchmarks.figures import Goal, Spread
 from benchmarks.harness import Contender
 from benchmarks.models import Arrays, Model
 
 TOLERANCE = 2e-5  # relative and absolute: kernels differ with the number of rows
+CHECKED_ROWS = 8
 GOAL = 1.25
+COMPARED: tuple[Kind, ...] = ("hop floor", "in process")
 
 Note = Callable[[str], None]
 
@@ -34,7 +36,7 @@ class Size:
     naive_calls: int
 
 
-FULL = Size(rounds=9, warm_up=30, calls=500, naive_calls=3)
+FULL = Size(rounds=15, warm_up=30, calls=300, naive_calls=2)
 QUICK = Size(rounds=2, warm_up=3, calls=20, naive_calls=1)
 
 
@@ -62,7 +64,7 @@ class Line:
 def ways(quick: bool) -> list[Way]:
     """Return the contenders; the quick run leaves out what is slow to start."""
     listed = [Way("naive")]
-    for kind in ("in process", "hop floor"):
+    for kind in COMPARED:
         listed += [Way(kind, method) for method in models.METHODS]
     for loop in LOOPS[:1] if quick else LOOPS:
         listed += [Way("pool", method, loop, 1 if quick else 2) for method in models.METHODS]
@@ -81,9 +83,10 @@ def run(model: Model, *, quick: bool, note: Note) -> tuple[Size, list[Line]]:
     started: dict[Way, Contender] = {}
     with harness.all_ended(started.values()):
         for way in ways(quick):
-            note(f"starting: {way.name}")
             started[way] = Contender(way.name, contenders.serve, way, model)
-            started[way].result()
+        for way, contender in started.items():
+            note(f"starting: {way.name}")
+            contender.result()
         check(started)
         rounds = [take_turns(started, number, size, note) for number in range(size.rounds)]
     p50 = {way: [figures.percentile(turn[way], 50) for turn in rounds] for way in started}
@@ -101,7 +104,8 @@ def take_turns(
     seconds = {}
     for way in order[first:] + order[:first]:
         calls = (0, size.naive_calls) if way.kind == "naive" else (size.warm_up, size.calls)
-        seconds[way] = started[way].order("round", *calls)
+        times, _ = started[way].order(*calls, False)
+        seconds[way] = (times[:, 1] - times[:, 0]) / 1e9
     return seconds
 
 
@@ -111,7 +115,7 @@ def sum_up(way: Way, p50: dict[Way, list[float]], p99: dict[Way, list[float]]) -
         figures.ratios(p50[way], p50[other])
         if (other := Way(kind, way.method)) != way and other in p50
         else None
-        for kind in ("hop floor", "in process")
+        for kind in COMPARED
     ]
     if way.kind == "in process":
         compared = [None, None]
@@ -141,12 +145,12 @@ def goals(lines: list[Line]) -> list[Goal]:
 
 def check(started: dict[Way, Contender]) -> None:
     """Raise `harness.ContenderFailed` unless all answer like ``estimator.predict``."""
-    expected: list[Arrays] = started[Way("naive")].order("check")
-    for contender in started.values():
-        for row, (given, wanted) in enumerate(zip(contender.order("check"), expected, strict=True)):
+    answers = {way: contender.order(0, CHECKED_ROWS, True)[1] for way, contender in started.items()}
+    for way, given_all in answers.items():
+        for row, (given, wanted) in enumerate(zip(given_all, answers[Way("naive")], strict=True)):
             if not same(given, wanted):
                 raise harness.ContenderFailed(
-                    f"{contender.name} answered row {row} with {given}, expected {wanted}"
+                    f"{way.name} answered row {row} with {given}, expected {wanted}"
                 )
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import latency, startup
+from benchmarks import budget, latency, startup
 from benchmarks.figures import Goal, Spread
 from benchmarks.models import Model
 
+WIDTH = 120
 _PACKAGES = ("predictpool", "tensorflow", "numpy", "anyio", "trio", "uvloop")
 
 
@@ -52,6 +54,27 @@ def _processor() -> str:
     return platform.machine()
 
 
+class Paper:
+    """Where tables go: a terminal, or a Markdown page."""
+
+    def __init__(self, markdown: bool) -> None:
+        # A page is as wide as it has to be: a row of Markdown cannot be broken.
+        self._console = Console(width=2 * WIDTH if markdown else WIDTH, highlight=False)
+        self._box = box.MARKDOWN if markdown else box.HEAVY_HEAD
+
+    def print(self, what: object) -> None:
+        """Print a table or a line, which is not broken: it may be pasted."""
+        self._console.print(what, soft_wrap=isinstance(what, str))
+
+    def table(self, title: str, caption: str, first: str, *columns: str) -> Table:
+        """Return an empty table; all columns but the first hold figures."""
+        table = Table(title=title, caption=caption, box=self._box)
+        table.add_column(first, no_wrap=True)
+        for column in columns:
+            table.add_column(column, justify="right")
+        return table
+
+
 class Run:
     """One run of a benchmark: when it began, and under which load."""
 
@@ -82,31 +105,37 @@ def as_json(run: Run, benchmark: str, found: dict[str, Any], goals: Sequence[Goa
 # --- for people --------------------------------------------------------------------
 
 
-def show_run(console: Console, run: Run) -> None:
+def show_run(paper: Paper, run: Run) -> None:
     """Print where and how the run was made."""
     heading = run.heading()
     where = heading["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
-    console.print(
+    paper.print(
         f"{where['cores']} cores, {where['processor']}, {where['memory_gigabytes']} GB, "
-        f"{where['system']}; Python {where['python']}, {packages}\n"
-        f"model: {heading['model']}{', QUICK: figures mean nothing' if heading['quick'] else ''}; "
-        f"{heading['seconds']:.0f} s; load average {heading['load_before']} before, "
-        f"{heading['load_after']} after",
-        highlight=False,
+        f"{where['system']}; Python {where['python']}, {packages}"
     )
+    before, after = heading["load_before"], heading["load_after"]
+    paper.print(
+        f"model: {heading['model']}; {heading['seconds']:.0f} s; "
+        f"load average {before} before, {after} after"
+    )
+    if heading["quick"]:
+        paper.print("QUICK: the figures mean nothing")
+    if max(before, after) > where["cores"]:
+        paper.print(
+            "BUSY: others used this machine meanwhile; a quiet one would show other figures"
+        )
 
 
-def show_latency(console: Console, size: latency.Size, lines: list[latency.Line]) -> None:
+def show_latency(paper: Paper, size: latency.Size, lines: list[latency.Line]) -> None:
     """Print how long one row takes, each way."""
-    table = Table(
-        title="One row, one caller",
-        caption=f"ms; median of {size.rounds} rounds of {size.calls} calls "
+    table = paper.table(
+        "One row, one caller",
+        f"ms; median of {size.rounds} rounds of {size.calls} calls "
         f"(estimator.predict: {size.naive_calls}) (lowest–highest round)",
+        "way",
+        *("p50", "p99", "p50 / hop floor", "p50 / in process"),
     )
-    table.add_column("way")
-    for column in ("p50", "p99", "p50 / hop floor", "p50 / in process"):
-        table.add_column(column, justify="right")
     for line in lines:
         table.add_row(
             line.name,
@@ -115,32 +144,47 @@ def show_latency(console: Console, size: latency.Size, lines: list[latency.Line]
             _spread(line.to_floor),
             _spread(line.to_in_process),
         )
-    console.print(table)
+    paper.print(table)
 
 
-def show_startup(console: Console, found: startup.Outcome) -> None:
-    """Print how soon workers are ready and what they take."""
-    table = Table(
-        title="Until a worker is ready",
-        caption=f"s; median of {found.rounds} rounds (lowest–highest round)",
+def show_budget(paper: Paper, size: budget.Size, lines: list[budget.Line]) -> None:
+    """Print where the time of one request goes."""
+    table = paper.table(
+        "Where the time of one request goes",
+        f"µs; median of {size.rounds} rounds of {size.calls} calls (lowest–highest round)",
+        "way",
+        *("to the model", "in the model", "back", "sum of the medians"),
     )
-    table.add_column("worker")
-    for column in ("first, with template", "second", "again after kill -9"):
-        table.add_column(column, justify="right")
+    for line in lines:
+        seconds = (line.to_model, line.in_model, line.back)
+        whole = sum(span.median for span in seconds)
+        table.add_row(line.name, *(_spread(span, 1e6) for span in seconds), f"{whole * 1e6:.0f}")
+    paper.print(table)
+
+
+def show_startup(paper: Paper, found: startup.Outcome) -> None:
+    """Print how soon workers are ready and what they take."""
+    table = paper.table(
+        "Until a worker is ready",
+        f"s; median of {found.rounds} rounds (lowest–highest round)",
+        "worker",
+        *("first, with template", "second", "again after kill -9"),
+    )
     for name, times in found.times.items():
         table.add_row(name, _spread(times.first), _spread(times.second), _spread(times.again))
     table.add_row("forked / afresh", "", _spread(found.second_to_afresh), "")
     table.add_row("forked / bare interpreter", "", _spread(found.second_to_bare), "")
-    console.print(table)
-    _show_memory(console, found)
+    paper.print(table)
+    _show_memory(paper, found)
 
 
-def _show_memory(console: Console, found: startup.Outcome) -> None:
-    table = Table(title="Memory", caption="PSS in MB; medians")
-    table.add_column("workers are")
-    for column in ("workers", "application", "template", "a worker", "… of its own", "all"):
-        table.add_column(column, justify="right")
-    table.add_column("all but the template", justify="right")
+def _show_memory(paper: Paper, found: startup.Outcome) -> None:
+    table = paper.table(
+        "Memory",
+        "PSS in MB; medians",
+        "workers",
+        *("application", "template", "a worker", "… of its own", "all", "all but the template"),
+    )
     for name, pools in found.memory.items():
         for pool in pools:
             sizes = (
@@ -151,15 +195,15 @@ def _show_memory(console: Console, found: startup.Outcome) -> None:
                 pool.total,
                 pool.total_without_template,
             )
-            table.add_row(name, str(pool.workers), *(f"{size / 1e6:,.0f}" for size in sizes))
-    console.print(table)
+            table.add_row(f"{pool.workers} {name}", *(f"{size / 1e6:,.0f}" for size in sizes))
+    paper.print(table)
 
 
-def show_goals(console: Console, goals: Sequence[Goal]) -> None:
+def show_goals(paper: Paper, goals: Sequence[Goal]) -> None:
     """Print what was to be reached and whether it was."""
     for goal in goals:
         verdict = "reached" if goal.reached else "MISSED"
-        console.print(f"{verdict}: {goal.name} = {goal.figure:.2f}, goal ≤ {goal.limit}")
+        paper.print(f"{verdict}: {goal.name} = {goal.figure:.2f}, goal ≤ {goal.limit}")
 
 
 def _spread(spread: Spread | None, scale: float = 1.0) -> str:

@@ -84,7 +84,7 @@ class _Guard:
         def call() -> None:
             try:
                 callback()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whoever it is, every caller is told
                 self._on_error(error)
 
         return call
@@ -92,7 +92,7 @@ class _Guard:
     async def _guarded_work(self, work: Work) -> None:
         try:
             await work()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as above
             self._on_error(error)
 
 

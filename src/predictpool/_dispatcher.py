@@ -19,7 +19,7 @@ from predictpool._errors import InvalidFeatures, PredictionError, TooManyRequest
 from predictpool._launcher import WorkerHandle
 from predictpool._scheduler import Batch, ErrorFactory, Request, Scheduler, Todo
 from predictpool._signature import Signature, SignatureSource, as_arrays
-from predictpool._wire import Frame, Kind, Parts, Schema, SNAPSHOT_BYTES
+from predictpool._wire import SNAPSHOT_BYTES, Frame, Kind, Parts, Schema
 from predictpool._worker import Failure, Ready
 
 logger = logging.getLogger("predictpool")
@@ -67,6 +67,7 @@ class Dispatcher:
         self._timer: Cancellable | None = None
         self._timer_at = math.inf
         self._quiet: anyio.Event | None = None
+        self._in_hand: Batch | None = None
 
     # --- callers -------------------------------------------------------------------
 
@@ -110,6 +111,10 @@ class Dispatcher:
     def fail_all(self, error: ErrorFactory) -> None:
         """End every request with an error, and refuse all further ones with it."""
         self._broken = error
+        # A batch whose answer could not be handed out is in no worker and in no queue.
+        for request in self._in_hand.requests if self._in_hand is not None else ():
+            if self._scheduler.blame(request):
+                _wake(request, Result(error=error()))
         self._carry_out(self._scheduler.fail_all(error))
 
     # --- workers -------------------------------------------------------------------
@@ -131,10 +136,12 @@ class Dispatcher:
     def answered(self, slot: int, frame: Frame) -> None:
         """Hand out the outputs of a batch."""
         batch, todo = self._scheduler.answered(slot, frame.id, self._clock())
+        self._in_hand = batch
         # The next batch is sent first: its worker would be idle while callers are served.
         self._carry_out(todo)
         if batch is not None:
             self._hand_out(batch, frame)
+            self._in_hand = None
             self._note_quiet()
 
     def failed(self, slot: int, batch_id: int, failure: Failure) -> None:
@@ -197,7 +204,7 @@ class Dispatcher:
         outputs: _Outputs | Failure
         try:
             outputs = _Outputs(frame)
-        except (_wire.WireError, _wire.ForeignType) as error:
+        except Exception as error:  # noqa: BLE001 - unpickling objects can raise anything
             outputs = _undecodable(error)
         share = len(batch.requests) > 1
         start = 0
@@ -287,7 +294,9 @@ class _Outputs:
             )
         return Result(self._rows("", self._whole, start, stop, share, one))
 
-    def _rows(self, name: str, values: Any, start: int, stop: int, share: bool, one: bool) -> Any:
+    def _rows(  # noqa: PLR0917 - a call for each output of each request, kept cheap
+        self, name: str, values: Any, start: int, stop: int, share: bool, one: bool
+    ) -> Any:
         assert self._per_row is not None
         if not self._per_row[name]:
             return values
@@ -328,7 +337,8 @@ def rebuild(failure: Failure, where: str) -> BaseException:
             type_name=failure.type_name,
             traceback=failure.traceback,
         )
-    error.add_note(f"raised in a worker ({where}):\n{failure.traceback}")
+    with contextlib.suppress(Exception):  # a class of the user's may forbid it
+        error.add_note(f"raised in a worker ({where}):\n{failure.traceback}")
     return error
 
 

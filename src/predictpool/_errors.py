@@ -154,5 +154,6 @@ def _rebuild(
     cls: type[PredictorPoolError], args: tuple[Any, ...], attributes: dict[str, Any]
 ) -> PredictorPoolError:
     error = cls.__new__(cls, *args)
+    error.args = args  # OSError, the base of TimeoutError, leaves them to its __init__
     error.__dict__.update(attributes)
     return error

@@ -146,11 +146,14 @@ class LocalLauncher:
     """
 
     def __init__(self, *, fork: bool = True) -> None:
+        if not isinstance(fork, bool):
+            raise TypeError(f"fork is {fork!r}, expected True or False")
         self._fork = fork
         self._backend: Backend | None = None
         self._preload: tuple[str, ...] = ()
         self._templates: list[_Template] = []
         self._lock = anyio.Lock()
+        self._closed = False
 
     def bind(self, backend: Backend, preload: tuple[str, ...]) -> None:
         """Belong to one pool and its event loop, from now on.
@@ -171,29 +174,34 @@ class LocalLauncher:
 
     def kill(self) -> None:
         """End every worker and the template now."""
+        self._closed = True
         while self._templates:
             self._templates.pop().kill()
 
     async def aclose(self) -> None:
         """End every worker and the template, and reap it."""
+        self._closed = True
         while self._templates:
             await self._templates.pop().aclose()
 
     async def _running_template(self) -> _Template:
         assert self._backend is not None
         async with self._lock:
+            if self._closed:  # while this start waited for another one
+                raise ChildProcessError("the launcher is closed")
+            if self._templates and self._templates[-1].gone:
+                logger.warning("the template process has ended: starting another one")
             for template in [old for old in self._templates if old.deserted]:
                 self._templates.remove(template)
                 template.kill()
             if not self._templates or self._templates[-1].gone:
-                if self._templates:
-                    logger.warning("the template process has ended: starting another one")
                 template = _Template(self._backend, self._preload)
                 self._templates.append(template)
                 try:
                     await template.wait_ready()
                 except BaseException:
-                    self._templates.remove(template)
+                    if template in self._templates:  # `kill` may have taken it out
+                        self._templates.remove(template)
                     template.kill()
                     raise
             return self._templates[-1]
@@ -224,33 +232,34 @@ class _Template:
         self._workers: dict[int, _LocalWorker] = {}
         self._count = 0
         self._ready = anyio.Event()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        lifeline, self._lifeline = os.pipe()
-        try:
+        self._reading: Cancellable | None = None
+        with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as theirs:
+            self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            on_failure.callback(self._control.close)
+            theirs.callback(control.close)
+            lifeline, self._lifeline = os.pipe()
+            on_failure.callback(os.close, self._lifeline)
+            theirs.callback(os.close, lifeline)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_SCRIPT), str(theirs.fileno()), str(lifeline)],
-                pass_fds=(theirs.fileno(), lifeline),
+                [sys.executable, "-P", str(_SCRIPT), str(control.fileno()), str(lifeline)],
+                pass_fds=(control.fileno(), lifeline),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
                 env={**_DEFAULTS, **os.environ, **_FORCED},
             )
-        except BaseException:
-            self._control.close()
-            os.close(self._lifeline)
-            raise
-        finally:
-            theirs.close()
-            os.close(lifeline)
+            on_failure.pop_all()
+        _alive.add(self)
         self._control.setblocking(False)
         settings = {
             "path": [entry for entry in sys.path if isinstance(entry, str)],
             "preload": preload,
         }
-        self._control.send(json.dumps(settings).encode())
-        self._reading: Cancellable | None = backend.on_readable(
-            self._control.fileno(), self._on_readable
-        )
-        _alive.add(self)
+        try:
+            self._control.send(json.dumps(settings).encode())
+            self._reading = backend.on_readable(self._control.fileno(), self._on_readable)
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def deserted(self) -> bool:
@@ -269,16 +278,17 @@ class _Template:
 
     async def start_worker(self, start: Start, listener: Listener, fork: bool) -> _LocalWorker:
         """Have a worker started, and send it what it has to load."""
-        ours, theirs = socket.socketpair()
-        report = os.memfd_create("predictpool-report", os.MFD_CLOEXEC)
-        try:
+        with contextlib.ExitStack() as on_failure:
+            ours, theirs = socket.socketpair()
+            on_failure.callback(ours.close)
             with theirs:
+                report = os.memfd_create("predictpool-report", os.MFD_CLOEXEC)
+                on_failure.callback(os.close, report)
                 pid, pidfd = await self._order(start.device, fork, theirs.fileno(), report)
-        except BaseException:
-            ours.close()
-            os.close(report)
-            raise
-        worker = _LocalWorker(self._backend, ours, pid, pidfd, report, listener)
+            on_failure.pop_all()
+        worker = _LocalWorker(
+            self._backend, listener, connection=ours, pid=pid, pidfd=pidfd, report=report
+        )
         self._workers[pid] = worker
         worker.on_gone = lambda: self._workers.pop(pid, None)
         worker.begin(start)
@@ -301,10 +311,18 @@ class _Template:
             await event.wait()
         except OSError as error:
             raise ChildProcessError(f"the template process has ended ({error})") from error
+        except BaseException:
+            if number in self._pids:  # cancelled in the tick in which it came
+                os.close(self._pids.pop(number)[1])
+            raise
         finally:
             del self._started[number]
         if number not in self._pids:
-            raise ChildProcessError("the template process ended while it started a worker")
+            raise ChildProcessError(
+                "the template process ended while it started a worker"
+                if self.gone
+                else "no file descriptor is left for one more worker"
+            )
         return self._pids.pop(number)
 
     def _on_readable(self) -> None:
@@ -334,16 +352,19 @@ class _Template:
         elif "started" in message:
             if message["afresh"] and self._count == message["started"] == 1:
                 logger.info("workers are started afresh, not forked: %s", message["afresh"])
-            self._on_started(message["started"], message["pid"], descriptors[0])
+            self._on_started(message["started"], message["pid"], descriptors)
         elif message["ended"] in self._workers:
             self._workers[message["ended"]].on_status(message["status"])
 
-    def _on_started(self, number: int, pid: int, pidfd: int) -> None:
+    def _on_started(self, number: int, pid: int, descriptors: list[int]) -> None:
+        # Without a descriptor (this process has no number left for one), and where whoever
+        # ordered the worker was cancelled, its socket is closed, so it ends by itself.
         if number in self._started:
-            self._pids[number] = (pid, pidfd)
+            if descriptors:
+                self._pids[number] = (pid, descriptors[0])
             self._started[number].set()
-        else:  # whoever ordered it was cancelled; its socket is closed, so it ends by itself
-            os.close(pidfd)
+        elif descriptors:
+            os.close(descriptors[0])
 
     def _on_gone(self) -> None:
         self.gone = True
@@ -359,19 +380,29 @@ class _Template:
     def kill(self) -> None:
         """End it and all its workers now, and wait for its own end."""
         if self._end():
-            self._process.wait()
+            self._reap(_REAP_WAIT)
 
     async def aclose(self) -> None:
         """End it and all its workers, without blocking the event loop."""
         if not self._end():
             return
-        with anyio.move_on_after(_REAP_WAIT, shield=True):
+        # Reaped already: it died before, or the application reaps all its children.
+        with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(self._process.pid)
             try:
-                await anyio.wait_readable(pidfd)
+                with anyio.move_on_after(_REAP_WAIT, shield=True):
+                    await anyio.wait_readable(pidfd)
             finally:
                 os.close(pidfd)
-        self._process.wait(0)
+        self._reap(0)
+
+    def _reap(self, seconds: float) -> None:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            logger.error(  # noqa: TRY400 - there is nothing to see in the traceback
+                "template %d cannot be killed: left alone", self._process.pid
+            )
 
     def _end(self) -> bool:
         """Pull the lifeline; False if it was done before."""
@@ -384,10 +415,12 @@ class _Template:
                 os.killpg(self._process.pid, signal.SIGKILL)
         os.close(self._lifeline)
         self._lifeline = -1
-        for worker in list(self._workers.values()):
-            worker.kill("belongs to a pool that was closed")
-        self._on_gone()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._on_gone()
         self._control.close()
+        for worker in list(self._workers.values()):
+            with contextlib.suppress(RuntimeError):
+                worker.kill("belongs to a pool that was closed")
         return True
 
     def close_in_forked_copy(self) -> None:
@@ -422,11 +455,12 @@ class _LocalWorker:
     def __init__(
         self,
         backend: Backend,
+        listener: Listener,
+        *,
         connection: socket.socket,
         pid: int,
         pidfd: int,
         report: int,
-        listener: Listener,
     ) -> None:
         self.pid = pid
         self.on_gone: Callable[[], object] = lambda: None
@@ -496,7 +530,11 @@ class _LocalWorker:
             self._on_message(frame)
 
     def _on_message(self, frame: Frame) -> None:
-        message = _wire.loads_cautiously(frame.payload)
+        try:
+            message = _wire.loads_cautiously(frame.payload)
+        except Exception as error:  # noqa: BLE001 - unpickling can raise anything
+            self.kill(f"sent a message that cannot be read ({error!r})")
+            return
         if frame.kind is Kind.READY:
             self._listener.ready(message)
         elif frame.kind is Kind.START_FAILED:

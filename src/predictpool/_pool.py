@@ -6,7 +6,8 @@ import math
 import warnings
 import weakref
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from contextlib import aclosing
 from enum import Enum
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, cast
@@ -109,6 +110,9 @@ class PredictorPool(Generic[OutputsT]):
             ("grace_period", grace_period),
         ):
             _check_seconds(option, limit)
+        _check_launcher(launcher)
+        if not isinstance(name, str):
+            raise TypeError(f"name is {name!r}, expected text")
         self._name = name
         self._phase = _Phase.NEW
         self._predictor = predictor
@@ -173,9 +177,11 @@ class PredictorPool(Generic[OutputsT]):
         try:
             await self._supervisor.wait_ready(1)
         except BaseException:
-            self._phase = _Phase.CLOSING
-            await self._end(-math.inf)
+            if self._phase is _Phase.OPENING:
+                await self._end(-math.inf)
             raise
+        if self._phase is not _Phase.OPENING:
+            raise PoolClosed("the pool was closed while it was opening")
         self._phase = _Phase.OPEN
 
     async def aclose(self) -> None:
@@ -185,22 +191,26 @@ class PredictorPool(Generic[OutputsT]):
         ``grace_period`` seconds to be answered, and workers what is left of it to let go
         of their models; then they are killed. Cancelled, it kills at once. Closing a
         pool that was never opened, or again, does nothing; from several places at once,
-        all wait for the same end.
+        all wait for the same end. A pool that is still opening ends at once, and `open`
+        raises `PoolClosed`.
         """
-        if self._phase is _Phase.CLOSING:
-            await self._closed.wait()
-        if self._phase is not _Phase.OPEN:
-            if self._phase is _Phase.NEW:
-                self._phase = _Phase.CLOSED
+        if self._phase is _Phase.NEW:
+            self._phase = _Phase.CLOSED
+        if self._phase is _Phase.CLOSED:
             return
         self._check_loop()
-        self._phase = _Phase.CLOSING
-        grace = math.inf if self._grace_period is None else self._grace_period
-        await self._end(anyio.current_time() + grace)
+        if self._phase is _Phase.CLOSING:
+            await self._closed.wait()
+        elif self._phase is _Phase.OPENING:
+            await self._end(-math.inf)
+        else:
+            grace = math.inf if self._grace_period is None else self._grace_period
+            await self._end(anyio.current_time() + grace)
 
     async def _end(self, deadline: float) -> None:
         assert self._supervisor is not None
         assert self._dispatcher is not None
+        self._phase = _Phase.CLOSING
         try:
             with anyio.CancelScope(deadline=deadline):
                 await self._dispatcher.drained()
@@ -229,7 +239,7 @@ class PredictorPool(Generic[OutputsT]):
     # --- predicting ----------------------------------------------------------------
 
     async def predict(
-        self, features: Any, *, timeout: float | None | _PoolsOwn = _POOLS_OWN
+        self, features: Any, *, timeout: float | _PoolsOwn | None = _POOLS_OWN
     ) -> OutputsT:
         """Predict for one or more rows.
 
@@ -256,7 +266,7 @@ class PredictorPool(Generic[OutputsT]):
         return cast(OutputsT, await self._outcome(request, call))
 
     async def predict_one(
-        self, example: Any, *, timeout: float | None | _PoolsOwn = _POOLS_OWN
+        self, example: Any, *, timeout: float | _PoolsOwn | None = _POOLS_OWN
     ) -> OutputsT:
         """Predict for one example without the row axis; the outputs have none either.
 
@@ -269,8 +279,8 @@ class PredictorPool(Generic[OutputsT]):
         self,
         batches: Iterable[Any] | AsyncIterable[Any],
         *,
-        timeout: float | None | _PoolsOwn = _POOLS_OWN,
-    ) -> AsyncIterator[OutputsT]:
+        timeout: float | _PoolsOwn | None = _POOLS_OWN,
+    ) -> AsyncGenerator[OutputsT, None]:
         """Predict for many batches of rows, and yield the outputs in order.
 
         At most ``2 × workers`` requests are under way, fewer where the queue is full, so
@@ -283,13 +293,19 @@ class PredictorPool(Generic[OutputsT]):
         """
         ahead = 2 * len(self._open_supervisor().slots)
         pending: deque[tuple[Request, Call]] = deque()
+        error: Exception | None = None
         try:
-            async for features in _iterate(batches):
-                while len(pending) >= ahead or (pending and self._scheduler.full):
-                    yield cast(OutputsT, await self._outcome(*pending.popleft()))
-                pending.append(self._submit(features, False, timeout))
+            async with aclosing(_iterate(batches)) as source:
+                async for features, broken in source:
+                    while len(pending) >= ahead or (pending and self._scheduler.full):
+                        yield cast(OutputsT, await self._outcome(*pending.popleft()))
+                    error = broken or self._try_submit(features, timeout, pending)
+                    if error is not None:
+                        break
             while pending:
                 yield cast(OutputsT, await self._outcome(*pending.popleft()))
+            if error is not None:
+                raise error
         finally:
             for request, _ in pending:
                 self._forget(request)
@@ -334,7 +350,7 @@ class PredictorPool(Generic[OutputsT]):
     # --- inside --------------------------------------------------------------------
 
     def _submit(
-        self, features: Any, one: bool, timeout: float | None | _PoolsOwn
+        self, features: Any, one: bool, timeout: float | _PoolsOwn | None
     ) -> tuple[Request, Call]:
         dispatcher = self._dispatcher
         if self._phase is not _Phase.OPEN or dispatcher is None:
@@ -345,6 +361,18 @@ class PredictorPool(Generic[OutputsT]):
         else:
             _check_seconds("timeout", timeout)
         return dispatcher.submit(features, one=one, timeout=timeout)
+
+    def _try_submit(
+        self,
+        features: Any,
+        timeout: float | _PoolsOwn | None,
+        pending: deque[tuple[Request, Call]],
+    ) -> Exception | None:
+        try:
+            pending.append(self._submit(features, False, timeout))
+        except Exception as error:  # noqa: BLE001 - `map` raises it, in its place
+            return error
+        return None
 
     async def _outcome(self, request: Request, call: Call) -> Any:
         try:
@@ -401,7 +429,7 @@ def _weakly(pool: PredictorPool[Any]) -> Callable[[Exception], None]:
     def on_bug(error: Exception) -> None:
         held = reference()
         if held is not None:
-            held._on_bug(error)
+            held._on_bug(error)  # noqa: SLF001 - a function of this module, not of another
 
     return on_bug
 
@@ -425,6 +453,15 @@ def _check_predictor(predictor: Any) -> None:
         raise TypeError(
             f"the predictor's signature is {signature!r}, expected a Signature, 'infer' or None: "
             "Signature.declared({...}) makes one"
+        )
+
+
+def _check_launcher(launcher: Any) -> None:
+    lacking = [name for name in ("bind", "start", "kill", "aclose") if not hasattr(launcher, name)]
+    if launcher is not None and lacking:
+        raise TypeError(
+            f"launcher is {launcher!r}, which lacks {', '.join(lacking)}: give a LocalLauncher, "
+            "or None for one"
         )
 
 
@@ -457,13 +494,19 @@ def _pickled(what: str, value: Any) -> bytes:
         ) from error
 
 
-async def _iterate(batches: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(batches, AsyncIterable):
-        async for features in batches:
-            yield features
-    else:
-        for features in batches:
-            yield features
+async def _iterate(
+    batches: Iterable[Any] | AsyncIterable[Any],
+) -> AsyncGenerator[tuple[Any, Exception | None], None]:
+    """Yield features and, where the iterable fails, at last its error."""
+    try:
+        if isinstance(batches, AsyncIterable):
+            async for features in batches:
+                yield features, None
+        else:
+            for features in batches:
+                yield features, None
+    except Exception as error:  # noqa: BLE001 - whatever the user's iterable raises
+        yield None, error
 
 
 def _closed_error() -> PoolClosed:

@@ -211,7 +211,7 @@ class Scheduler:
             caller, or None for an answer that nobody waits for; and what to do.
         """
         batch = self._end_batch(slot, batch_id, now)
-        return batch, self._free(slot, now, Todo()) if batch else Todo()
+        return batch, self._free(batch, now, Todo()) if batch else Todo()
 
     def answer(self, request: Request) -> bool:
         """Mark a request as answered; False if its caller has gone meanwhile."""
@@ -248,7 +248,7 @@ class Scheduler:
         else:
             size = 1 if alone else (len(live) + 1) // 2
             self._run_again([live[i : i + size] for i in range(0, len(live), max(size, 1))])
-        return self._free(slot, now, todo)
+        return self._free(batch, now, todo)
 
     def worker_lost(self, slot: int, error: ErrorFactory, now: float) -> Todo:
         """Take note of a worker's death.
@@ -295,8 +295,8 @@ class Scheduler:
             return False
         if request.state is State.WAITING:
             del self._arrived[request]
-            queue = self._queues.get(request.key, {})
-            if request in queue:
+            queue = self._queues.get(request.key)
+            if queue is not None and request in queue:
                 del queue[request]
                 if not queue:
                     del self._queues[request.key]
@@ -326,8 +326,10 @@ class Scheduler:
                 self.counters.timed_out += 1
                 todo.fail.append((request, error))
 
-    def _free(self, slot: int, now: float, todo: Todo) -> Todo:
-        self._idle.append(slot)
+    def _free(self, batch: Batch, now: float, todo: Todo) -> Todo:
+        # A worker that is being killed gets nothing more, even if it answers first.
+        if not batch.killed:
+            self._idle.append(batch.slot)
         return self._dispatch(now, todo)
 
     def _dispatch(self, now: float, todo: Todo) -> Todo:

@@ -8,8 +8,10 @@ of a missing key or a ragged list, and takes a second to rebuild.)
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -51,7 +53,7 @@ class FeatureSpec:
     default: Any = REQUIRED
 
     def __str__(self) -> str:
-        kind = "text" if self.dtype == object else str(self.dtype)
+        kind = "text" if self.dtype.kind == "O" else str(self.dtype)
         return f"{kind} rows of shape {_shape_text(self.shape)}"
 
 
@@ -85,6 +87,8 @@ class Signature:
         named = features if isinstance(features, Mapping) else {UNNAMED: features}
         if not named:
             raise TypeError("signature={} declares no feature: name at least one")
+        if UNNAMED in named and len(named) > 1:
+            raise TypeError(f"signature has the name '' among others: {_name_list(named)}")
         return cls({str(name): _declared_spec(str(name), spec) for name, spec in named.items()})
 
     @classmethod
@@ -132,7 +136,7 @@ class Signature:
         arrays: Arrays = {}
         for name, spec in self.features.items():
             shape = (1, *(1 if axis is None else axis for axis in spec.shape))
-            empty: Any = b"" if spec.dtype == object else 0
+            empty: Any = b"" if spec.dtype.kind == "O" else 0
             arrays[name] = np.full(shape, empty, spec.dtype)
         return arrays
 
@@ -221,7 +225,7 @@ def as_arrays(features: Any, *, one: bool = False) -> tuple[Arrays, bool]:
 
 
 def _conform_array(name: str, spec: FeatureSpec, value: Any, one: bool) -> Array:
-    if spec.dtype == object:
+    if spec.dtype.kind == "O":
         values = _text_array(name, spec, value)
     else:
         values = _typed_array(name, spec, value)
@@ -250,16 +254,62 @@ def _typed_array(name: str, spec: FeatureSpec, value: Any) -> Array:
     values = _plain_array(name, spec, value)
     if values.dtype == spec.dtype:
         return values
-    if values.size == 0 and values.dtype.kind == "f":
+    if values.size == 0 and values.dtype.kind == "f":  # what numpy makes of []
         return values.astype(spec.dtype)
-    if not np.can_cast(values.dtype, spec.dtype, "same_kind"):
-        raise _wrong_kind(name, spec, values)
-    if spec.dtype.kind in "iu" and not np.can_cast(values.dtype, spec.dtype, "safe"):
+    given, expected = values.dtype.kind, spec.dtype.kind
+    if given in "iu" and expected in "iu":
         _check_range(name, spec, values)
-    return values.astype(spec.dtype)
+        return values.astype(spec.dtype)
+    # Dates and durations would lose what is finer than their unit.
+    if not np.can_cast(values.dtype, spec.dtype, "safe" if expected in "mM" else "same_kind"):
+        raise _wrong_kind(name, spec, values)
+    if given not in "iufc" or expected not in "fc" or _surely_fit(values, spec.dtype):
+        return values.astype(spec.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = values.astype(spec.dtype)
+        _check_exact(name, spec, values, cast)
+    return cast
+
+
+def _surely_fit(values: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether a float dtype can hold a few values: what `_check_exact` takes longer to say."""
+    if values.size > 32 or values.dtype.kind == "c":
+        return False
+    low, high = _harmless(dtype, values.dtype.kind == "f")
+    return all(low <= item <= high for item in values.ravel().tolist())
+
+
+@lru_cache
+def _harmless(dtype: np.dtype[Any], floats: bool) -> tuple[float, float]:
+    limits = np.finfo(dtype)
+    bound = float(limits.max) if floats else 2.0 ** (limits.nmant + 1)
+    return -bound, bound
+
+
+def _check_exact(name: str, spec: FeatureSpec, values: Array, cast: Array) -> None:
+    """Refuse integers that a float would round, and floats that would become infinite."""
+    if values.dtype.kind in "iu":
+        limits = np.iinfo(values.dtype)
+        # Back from there it may come out as the limit, or as anything.
+        beyond = cast.real >= 2.0 ** (limits.bits - (limits.min < 0))
+        wrong = beyond | (cast.real.astype(values.dtype) != values)
+        hint = " exactly: give floats if it may be rounded"
+    else:
+        wrong = np.isinf(cast) & ~np.isinf(values)
+        hint = ""
+    if np.count_nonzero(wrong):
+        worst = values[wrong].tolist()[0]
+        raise InvalidFeatures(
+            f"{_quoted(name)} has the value {worst}, which {spec.dtype} cannot hold{hint}",
+            feature=name,
+            given=str(worst),
+            expected=str(spec),
+        )
 
 
 def _check_range(name: str, spec: FeatureSpec, values: Array) -> None:
+    if values.size == 0 or np.can_cast(values.dtype, spec.dtype, "safe"):
+        return
     limits = np.iinfo(spec.dtype)
     low, high = int(values.min()), int(values.max())
     if low < limits.min or high > limits.max:
@@ -277,26 +327,22 @@ def _plain_array(name: str, spec: FeatureSpec, value: Any) -> Array:
     try:
         values = np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidFeatures(
-            f"{_quoted(name)} is {_describe(value)} that is no array ({error}), expected {spec}",
-            feature=name,
-            given=_describe(value),
-            expected=str(spec),
-        ) from error
-    if values.dtype.kind == "O":
-        raise _wrong_kind(name, spec, values)
+        raise _no_array(name, value, error, f"expected {spec}", str(spec)) from error
     return values
 
 
 def _text_array(name: str, spec: FeatureSpec, value: Any) -> Array:
-    values = value if isinstance(value, np.ndarray) else _object_array(value)
+    try:
+        values = value if isinstance(value, np.ndarray) else _object_array(value)
+    except (ValueError, TypeError) as error:
+        raise _no_array(name, value, error, f"expected {spec}", str(spec)) from error
     if values.dtype.kind not in "OUS" and values.size:
         raise _wrong_kind(name, spec, values)
     encoded = np.empty(values.shape, object)
     flat = encoded.reshape(-1)
     for index, item in enumerate(values.ravel().tolist()):
         if isinstance(item, bytes):
-            flat[index] = item
+            flat[index] = bytes(item)  # numpy has a subclass of its own
         elif isinstance(item, str):
             flat[index] = _utf8(name, item)
         else:
@@ -325,23 +371,19 @@ def _utf8(name: str, text: str) -> bytes:
 
 def _object_array(value: Any) -> Array:
     # np.asarray(["a\0"]) would make a fixed-width array and drop the NUL.
-    if isinstance(value, str | bytes):
-        result = np.empty((), object)
-        result[()] = value
-        return result
     return np.array(value, dtype=object)
 
 
 def _free_array(name: str, value: Any) -> Array:
     try:
         values = np.asarray(value)
-    except ValueError as error:
-        raise InvalidFeatures(
-            f"{_quoted(name)} is {_describe(value)} that is no array ({error}): "
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _no_array(
+            name,
+            value,
+            error,
             "rows of one feature need the same shape",
-            feature=name,
-            given=_describe(value),
-            expected="an array with the rows on its first axis",
+            "an array with the rows on its first axis",
         ) from error
     if values.dtype.kind in "US" and not isinstance(value, np.ndarray | np.generic):
         return _object_array(value)
@@ -353,7 +395,8 @@ def _check_lengths(arrays: Arrays) -> None:
     if len(lengths) > 1:
         given = ", ".join(f"{name}: {len(values)}" for name, values in arrays.items())
         raise InvalidFeatures(
-            f"features differ in their number of rows ({given}), expected one value per row in each",
+            f"features differ in their number of rows ({given}), "
+            "expected one value per row in each",
             given=given,
             expected="the same number of rows in every feature",
         )
@@ -363,16 +406,27 @@ def _check_lengths(arrays: Arrays) -> None:
 
 
 def _declared_spec(name: str, spec: Any) -> FeatureSpec:
+    read = _read_spec(name, spec)
+    if not isinstance(read.default, _Required):
+        try:
+            _conform_array(name, read, read.default, one=True)
+        except InvalidFeatures as error:
+            raise TypeError(f"the signature's default does not fit: {error}") from error
+    return read
+
+
+def _read_spec(name: str, spec: Any) -> FeatureSpec:
     if isinstance(spec, FeatureSpec):
-        return FeatureSpec(_dtype(name, spec.dtype), tuple(spec.shape), spec.default)
+        spec = (spec.dtype, spec.shape, spec.default)
     if isinstance(spec, tuple):
         if not 1 <= len(spec) <= 3:
             raise _bad_spec(name, spec)
-        shape = tuple(spec[1]) if len(spec) > 1 else ()
+        shape = _row_shape(name, spec, spec[1]) if len(spec) > 1 else ()
         return FeatureSpec(_dtype(name, spec[0]), shape, *spec[2:])
-    if hasattr(spec, "shape") and hasattr(spec, "dtype"):
-        full = tuple(spec.shape)
-        if not full:
+    # numpy's scalar types have both attributes too.
+    if hasattr(spec, "shape") and hasattr(spec, "dtype") and not isinstance(spec, type):
+        full = _row_shape(name, spec, spec.shape)
+        if full[:1] != (None,):
             raise TypeError(
                 f"signature of {_quoted(name)}: {spec!r} has no axis for the rows; "
                 "its shape has to begin with None"
@@ -381,12 +435,26 @@ def _declared_spec(name: str, spec: Any) -> FeatureSpec:
     return FeatureSpec(_dtype(name, spec))
 
 
+def _row_shape(name: str, spec: Any, shape: Any) -> RowShape:
+    try:
+        axes = tuple(None if axis is None else operator.index(axis) for axis in shape)
+    except (TypeError, ValueError) as error:  # a tf.TensorShape of unknown rank: ValueError
+        raise _bad_spec(name, spec) from error
+    if any(axis is not None and axis < 0 for axis in axes):
+        raise _bad_spec(name, spec)
+    return axes
+
+
 def _dtype(name: str, given: Any) -> np.dtype[Any]:
     given = getattr(given, "as_numpy_dtype", given)
+    if given is None:  # numpy's default would be float64
+        raise _bad_spec(name, given)
     try:
         dtype = np.dtype(given)
-    except TypeError as error:
+    except (TypeError, ValueError, SyntaxError) as error:
         raise _bad_spec(name, given) from error
+    if dtype.kind not in "biufcmMOUS":
+        raise _bad_spec(name, given)
     return np.dtype(object) if dtype.kind in "US" else dtype
 
 
@@ -398,6 +466,16 @@ def _bad_spec(name: str, spec: Any) -> TypeError:
 
 
 def _inferred_spec(name: str, values: Array) -> FeatureSpec:
+    dtype: np.dtype[Any]
+    if values.size == 0:
+        # numpy takes [] for floats; a column of text would be refused for ever.
+        raise InvalidFeatures(
+            f"{_quoted(name)} is empty (shape {values.shape}), and the signature is not known: "
+            "begin with a request that has values, or declare signature=",
+            feature=name,
+            given=f"shape {values.shape}",
+            expected="signature= of the predictor, or floats or text",
+        )
     if values.dtype.kind == "f":
         dtype = np.dtype(np.float32)
     elif values.dtype.kind in "US" or (
@@ -445,6 +523,17 @@ def _describe(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"a {value.dtype} array of shape {value.shape}"
     return f"a {type(value).__name__}"
+
+
+def _no_array(
+    name: str, value: Any, error: Exception, remedy: str, expected: str
+) -> InvalidFeatures:
+    return InvalidFeatures(
+        f"{_quoted(name)} is {_describe(value)} that is no array ({error}): {remedy}",
+        feature=name,
+        given=_describe(value),
+        expected=expected,
+    )
 
 
 def _wrong_kind(name: str, spec: FeatureSpec, values: Array) -> InvalidFeatures:

@@ -97,16 +97,17 @@ class Slot:
         signature = self._dispatcher.signature
         known = signature if isinstance(signature, Signature) else None
         start = Start(recipe.predictor, self.device, recipe.warmup, known)
-        self._ready = self._failure = self._end = self._pid = None
+        self._ready = self._failure = self._end = self._pid = self.handle = None
         self._changed = anyio.Event()
         self.state = SlotState.STARTING
+        ready: Ready | None = None
         try:
             with anyio.fail_after(recipe.start_timeout):
                 self.handle = await launcher.start(start, self)
                 self._pid = self.handle.pid
                 await self._until(lambda: self._ready or self._end)
-            if self._ready is None or self._end is not None:
-                raise self._failed_start()
+            if self._end is None:
+                ready = self._ready
         except TimeoutError:
             raise self._start_error(
                 f"was not ready within start_timeout={recipe.start_timeout:g} s"
@@ -114,9 +115,11 @@ class Slot:
         except OSError as error:
             raise self._start_error(f"could not be started: {error}") from error
         finally:
-            if self._ready is None or self._end is not None:
+            if ready is None:
                 await self.empty("failed to start")
-        return self._ready
+        if ready is None:
+            raise self._failed_start()
+        return ready
 
     def serve(self, ready: Ready) -> None:
         """Let the worker have requests from now on."""
@@ -257,8 +260,8 @@ class Supervisor:
                         group.start_soon(self._keep_filled, slot)
         finally:
             if not self._closing:
-                # The event loop ends without us, or nothing ever started: now or never.
-                self.kill(_closed)
+                # The event loop ends without us, nothing ever started, or no slot is left.
+                self.kill(_closed if self.filling else self._no_worker_error)
             self._ended.set()
             self._note_progress()
 
@@ -272,10 +275,10 @@ class Supervisor:
         while self.ready < workers:
             if self.start_error is not None:
                 raise self.start_error
-            if self._closing or self._ended.is_set():
-                raise PoolClosed("the pool was closed while its workers were awaited")
             if self.filling < workers:
                 raise self._no_worker_error()
+            if self._closing or self._ended.is_set():
+                raise PoolClosed("the pool was closed while its workers were awaited")
             if self._progress.is_set():
                 self._progress = anyio.Event()
             await self._progress.wait()
@@ -303,9 +306,12 @@ class Supervisor:
     def kill(self, error: ErrorFactory) -> None:
         """End all workers now, without waiting, and give every caller an error."""
         self._closing = True
-        self._launcher.kill()
-        self._dispatcher.fail_all(error)
         self._dispatcher.stop_timer()
+        try:
+            # First, so that no caller is told of the end of a worker that we kill.
+            self._dispatcher.fail_all(error)
+        finally:
+            self._launcher.kill()
 
     # --- inside --------------------------------------------------------------------
 
@@ -337,7 +343,7 @@ class Supervisor:
                     await self._fill(slot)
                 end = await slot.until_ended()
             except WorkerStartError as error:
-                logger.error("%s", error)
+                logger.error("%s", error)  # noqa: TRY400 - its text has the worker's traceback
             else:
                 if self._closing:
                     return

@@ -65,7 +65,7 @@ def _preload(names: list[str]) -> str:
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception:
+        except Exception:  # noqa: BLE001 - an import can raise anything
             failed += traceback.format_exc()
     return failed
 
@@ -146,7 +146,10 @@ class _Template:
         _send(self._control, {"ended": pid, "status": status})
 
     def _start_next(self) -> bool:
-        data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 2)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 2)
+        except ConnectionResetError:  # the application closed with a report of ours unread
+            return False
         if not data:
             return False
         order = json.loads(data)
@@ -205,7 +208,7 @@ def _work(order: dict[str, Any], connection: int, report: int) -> NoReturn:
         status = 0
     except SystemExit as stop:
         status = stop.code or 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the last frame of this process
         traceback.print_exc()
     finally:
         _end(status if isinstance(status, int) else 1)
@@ -240,7 +243,7 @@ def _end(status: int) -> NoReturn:
 
 def _count_threads() -> int:
     try:
-        return len(os.listdir("/proc/self/task"))
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - without pathlib's import time
     except OSError:
         return threading.active_count()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import struct
 import sys
 from array import array
@@ -47,6 +48,9 @@ SNAPSHOT_BYTES = 1 << 16
 _ALIGNMENT = 8
 _PADDING = bytes(_ALIGNMENT)
 _RAW_KINDS = frozenset("biufcSUMm")
+# What `dtype.str` can be for these kinds. numpy reads much more, some of it as an object
+# dtype (raw bytes would become pointers) or with a size that has wrapped around.
+_RAW_CODE = re.compile(r"[<>|][biufcSUMm]\d{1,9}(\[\d*[a-zA-Z]+\])?")
 
 
 class WireError(Exception):
@@ -117,10 +121,14 @@ def parse_schema(blob: bytes) -> Schema:
             Column(str(name), str(code), tuple(map(int, shape)), bool(per_row))
             for name, code, shape, per_row in raw
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise WireError(f"not a schema: {blob[:80]!r}") from error
     if any(axis < 0 for column in columns for axis in column.shape):
         raise WireError(f"negative axis in schema: {blob[:80]!r}")
+    if len({column.name for column in columns}) < len(columns):
+        raise WireError(f"two columns of one name in schema: {blob[:80]!r}")
+    if not mapping and len(columns) != 1:
+        raise WireError(f"one array has to have one column: {blob[:80]!r}")
     return make_schema(columns, bool(mapping))
 
 
@@ -155,7 +163,7 @@ def encode_column(values: Array, code: str, dumps: Callable[[Any], bytes] = pick
     elif values.nbytes <= SNAPSHOT_BYTES:
         return [values.tobytes()]
     else:
-        return [memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))]
+        return [np.ascontiguousarray(values).reshape(-1).view(np.uint8).data]
     return [array("Q", map(len, items)).tobytes(), b"".join(items)]
 
 
@@ -207,15 +215,29 @@ def _decode_items(
     if code == "bytes":
         return items
     if code == "str":
-        return [item.decode("utf-8", "surrogatepass") for item in items]
+        try:
+            return [item.decode("utf-8", "surrogatepass") for item in items]
+        except UnicodeDecodeError as error:
+            raise WireError(f"no text in a column of text: {error}") from error
     return [loads(item) for item in items]
 
 
 def _array_over(segment: memoryview | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     try:
         return np.ndarray(shape, dtype, segment or None)
-    except ValueError as error:
+    except (ValueError, OverflowError, MemoryError) as error:
         raise WireError(f"impossible shape {shape}") from error
+
+
+@lru_cache(maxsize=4096)
+def _raw_dtype(code: str) -> np.dtype[Any]:
+    try:
+        dtype = np.dtype(code) if _RAW_CODE.fullmatch(code) else None
+    except (TypeError, ValueError):
+        dtype = None
+    if dtype is None or dtype.itemsize < 0:
+        raise WireError(f"dtype {code!r} does not travel as raw bytes")
+    return dtype
 
 
 def _decode_column(
@@ -226,13 +248,7 @@ def _decode_column(
     for axis in shape:
         count *= axis
     if column.code not in ("bytes", "str", "object"):
-        try:
-            dtype = np.dtype(column.code)
-        except TypeError as error:
-            raise WireError(f"unknown dtype {column.code!r}") from error
-        if dtype.kind not in _RAW_KINDS:
-            # Raw bytes taken for Python objects would be pointers of the sender's choice.
-            raise WireError(f"dtype {column.code!r} does not travel as raw bytes")
+        dtype = _raw_dtype(column.code)
         segment = reader.segment(count * dtype.itemsize)
         return _array_over(segment, shape, dtype)
     items = _decode_items(reader, column.code, count, loads)
@@ -433,7 +449,11 @@ class FrameDecoder:
         return frames
 
     def _begin_large(self, header: tuple[Any, ...], begin: int) -> None:
-        body = memoryview(np.empty(header[3] + header[6], np.uint8))
+        size = header[3] + header[6]
+        try:
+            body = np.empty(size, np.uint8).data
+        except MemoryError as error:
+            raise WireError(f"a frame of {size:,} bytes does not fit into memory") from error
         have = self._filled - begin
         body[:have] = self._scratch[begin : self._filled]
         self._header, self._body, self._filled = header, body, have

@@ -94,7 +94,7 @@ def main(connection: socket.socket) -> None:
     try:
         predictor, ready = _start(pickle.loads(first.payload))
         message = _wire.encode_message(Kind.READY, 0, ready)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the application is told
         _send(connection, _wire.encode_message(Kind.START_FAILED, 0, describe(error)))
         return
     _send(connection, message)
@@ -114,7 +114,7 @@ def describe(error: BaseException, *, broke_rows: bool = False) -> Failure:
         name = f"{kind.__module__}.{name}"
     try:
         text = str(error)
-    except Exception:  # an exception's own __str__ may be broken; its type still tells
+    except Exception:  # noqa: BLE001 - an exception's own __str__ may be broken; its type still tells
         text = "(its message cannot be shown)"
     # The first frame is ours; the user's begin below it.
     below = error.__traceback__.tb_next if error.__traceback__ else None
@@ -126,7 +126,7 @@ def _pickled(error: BaseException) -> bytes | None:
     try:
         data = pickle.dumps(error, protocol=5)
         pickle.loads(data)
-    except Exception:  # many exceptions pickle but do not unpickle; the text travels instead
+    except Exception:  # noqa: BLE001 - many pickle but do not unpickle; their text travels
         return None
     return data
 
@@ -210,7 +210,7 @@ def _answer(predictor: Any, frame: Frame) -> _wire.Parts:
         return _encode_answer(outputs, frame)
     except RowsBroken as error:
         return _wire.encode_message(Kind.FAILURE, frame.id, describe(error, broke_rows=True))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
         return _wire.encode_message(Kind.FAILURE, frame.id, describe(error))
 
 

@@ -1,0 +1,148 @@
+"""What all tests share: the event loops, a stage for workers, and a watch on what they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from blockbuster import BlockBuster
+
+from tests.stage import Stage
+
+LOOPS = {
+    "asyncio": ("asyncio", {"use_uvloop": False}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+
+
+@pytest.fixture(params=list(LOOPS.values()), ids=list(LOOPS))
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Run a test on every event loop."""
+    return request.param
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """Where workers are held and heard."""
+    stage = Stage(tmp_path)
+    yield stage
+    stage.close()
+
+
+# --- what a test leaves behind -----------------------------------------------------
+
+
+class Family:
+    """Every process that a test started, however far it has moved away from us.
+
+    They are told by a mark in their environment, which all descendants inherit: neither a
+    change of the process group or session nor the death of a parent hides them.
+    """
+
+    MARK = "PREDICTPOOL_TEST"
+
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+
+    def pids(self) -> list[int]:
+        """Those that are alive; a zombie has no environment any more."""
+        wanted = f"{self.MARK}={self.mark}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit() and int(folder.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                        found.append(int(folder.name))
+        return found
+
+    def gone_within(self, seconds: float) -> bool:
+        """Poll: the end of a process that is not our child is no event for us."""
+        deadline = time.monotonic() + seconds
+        while self.pids():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{pid} ({Path(f'/proc/{pid}/cmdline').read_bytes().decode()!r})" for pid in self.pids()
+        )
+
+
+@pytest.fixture
+def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
+    """All processes of a test, gone when it ends."""
+    family = Family()
+    monkeypatch.setenv(Family.MARK, family.mark)
+    yield family
+    left = "" if family.gone_within(5) else str(family)
+    for pid in family.pids():
+        os.kill(pid, 9)
+    assert not left, f"processes were left behind: {left}"
+
+
+def descriptors() -> dict[str, str]:
+    """Return the open file descriptors of this process."""
+    gc.collect()
+    found = {}
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - iterdir needs one of its own
+        with contextlib.suppress(OSError):
+            found[name] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - it is no path
+    return found
+
+
+@pytest.fixture(scope="session")
+def warm_loops() -> None:
+    """Have uvloop open the pipe that it keeps for the life of the process."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.sleep(0))
+
+
+@pytest.fixture
+def nothing_left(family: Family, warm_loops: None) -> Iterator[Family]:  # noqa: ARG001
+    """Fail a test that leaves processes, file descriptors or threads behind."""
+    before, threads = descriptors(), set(threading.enumerate())
+    yield family
+    after = descriptors()
+    left = {name: target for name, target in after.items() if before.get(name) != target}
+    assert not left, f"file descriptors were left open: {left}"
+    # anyio's test runner for trio uses a thread, which trio keeps for ten seconds.
+    new = {t for t in threading.enumerate() if not t.name.startswith("Trio thread")} - threads
+    assert not new, f"threads were left running: {new}"
+
+
+# --- blocking the event loop -------------------------------------------------------
+
+
+@pytest.fixture
+def never_blocking() -> Iterator[None]:
+    """Fail on asyncio and uvloop what blocks the loop in our code.
+
+    Known and accepted: the template's start (``subprocess.Popen`` waits some milliseconds for
+    its ``exec``), reading what the kernel keeps in memory (the cgroup's quota, once; a dead
+    worker's report), and waiting for the template after it was killed.
+    """
+    detector = BlockBuster(scanned_modules=["predictpool"])
+    accepted: list[tuple[str, set[str]]] = [
+        ("subprocess.py", {"_execute_child"}),
+        ("predictpool/_devices.py", {"_read"}),
+        ("predictpool/_launcher.py", {"_report_end", "_reap"}),
+    ]
+    for function in detector.functions.values():
+        for file, names in accepted:
+            function.can_block_in(file, names)
+    detector.activate()
+    yield
+    detector.deactivate()

@@ -1,0 +1,81 @@
+"""Predictors and small tools that several tests of the pool use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from predictpool import FunctionPredictor, PredictorPool
+from tests.stage import Stage
+
+# Of every test that opens a pool.
+POOL_TEST = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(30),
+    pytest.mark.usefixtures("never_blocking", "nothing_left"),
+]
+
+# Of a test that is about processes, where the event loop does not matter.
+ONE_LOOP = pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"]
+)
+
+
+def doubling(**options: Any) -> FunctionPredictor[Any]:
+    """A predictor that doubles its rows."""
+    options.setdefault("row_wise", True)
+    return FunctionPredictor(lambda: lambda x: x * 2, **options)
+
+
+def held(stage: Stage, **options: Any) -> FunctionPredictor[Any]:
+    """A predictor that doubles its rows when the test lets it; it tells how many there are."""
+    options.setdefault("row_wise", True)
+
+    def load() -> Callable[[Any], Any]:
+        def predict(x: Any) -> Any:
+            stage.hold(len(x))
+            return x * 2
+
+        return predict
+
+    return FunctionPredictor(load, **options)
+
+
+def calling(function: Callable[[Any], Any], **options: Any) -> FunctionPredictor[Any]:
+    """A predictor that calls a function of a test."""
+    return FunctionPredictor(lambda: function, **options)
+
+
+def naming_pids(stage: Stage) -> FunctionPredictor[Any]:
+    """A predictor whose workers tell their process ids when they load; it doubles its rows."""
+
+    def load() -> Callable[[Any], Any]:
+        stage.say(os.getpid())
+        return lambda x: x * 2
+
+    return FunctionPredictor(load)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop turn until something is true that has no event of its own."""
+    with anyio.fail_after(15):
+        while not condition():  # noqa: ASYNC110 - what has an event is awaited itself
+            await anyio.sleep(0.001)
+
+
+def adds_up(pool: PredictorPool[Any]) -> bool:
+    """Whether every request is in exactly one place."""
+    now = pool.statistics()
+    return now.submitted == (
+        now.answered
+        + now.failed
+        + now.cancelled
+        + now.timed_out
+        + now.refused
+        + now.waiting
+        + now.running
+    )

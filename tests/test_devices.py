@@ -1,0 +1,136 @@
+"""A pool takes the cores that it is given, not those that the machine has."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from predictpool._devices import Device, available_cores, plan
+
+# How long an example takes is no promise.
+on_busy_machines = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+CORES = {7, 2, 3, 5, 11, 13}
+
+
+@pytest.fixture(autouse=True)
+def affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: CORES)
+
+
+def cores_under(root: Path, files: dict[str, str]) -> tuple[int, ...]:
+    """Return the cores on a machine whose ``/proc`` and ``/sys`` have these files."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return available_cores(root)
+
+
+def test_without_cgroups_the_affinity_decides(tmp_path: Path) -> None:
+    assert cores_under(tmp_path, {}) == (2, 3, 5, 7, 11, 13)
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "count"),
+    [
+        ("max 100000", 6),
+        ("200000 100000", 2),
+        ("150000 100000", 2),  # half a core is worth a worker
+        ("1000 100000", 1),
+        ("9900000 100000", 6),
+        ("50000 25000", 2),
+        ("", 6),
+    ],
+)
+def test_the_quota_of_a_cgroup_v2_cuts_it(tmp_path: Path, cpu_max: str, count: int) -> None:
+    files = {"proc/self/cgroup": "0::/app\n", "sys/fs/cgroup/app/cpu.max": f"{cpu_max}\n"}
+    assert cores_under(tmp_path, files) == tuple(sorted(CORES))[:count]
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "root", "count"),
+    [("max", "300000", None, 3), ("200000", "300000", None, 2), ("400000", "max", "100000", 1)],
+)
+def test_the_smallest_quota_on_the_way_up_decides(
+    tmp_path: Path, inner: str, outer: str, root: str | None, count: int
+) -> None:
+    files = {
+        "proc/self/cgroup": "0::/pod/app\n",
+        "sys/fs/cgroup/pod/app/cpu.max": f"{inner} 100000\n",
+        "sys/fs/cgroup/pod/cpu.max": f"{outer} 100000\n",
+        "sys/fs/cgroup/pod/other/cpu.max": "100000 100000\n",
+    }
+    if root is not None:
+        files["sys/fs/cgroup/cpu.max"] = f"{root} 100000\n"
+    assert len(cores_under(tmp_path, files)) == count
+
+
+def test_the_quota_of_a_cgroup_namespace_is_at_its_root(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}
+    assert len(cores_under(tmp_path, files)) == 2
+
+
+@pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
+@pytest.mark.parametrize("group", ["docker/abc", "docker", "."])
+def test_the_quota_of_a_cgroup_v1_cuts_it(tmp_path: Path, mount: str, group: str) -> None:
+    files = {
+        "proc/self/cgroup": "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n0::/docker/abc\n",
+        f"sys/fs/cgroup/{mount}/{group}/cpu.cfs_quota_us": "250000\n",
+        f"sys/fs/cgroup/{mount}/{group}/cpu.cfs_period_us": "100000\n",
+    }
+    assert len(cores_under(tmp_path, files)) == 3
+
+
+def test_a_cgroup_v1_without_a_quota_cuts_nothing(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "4:cpu,cpuacct:/\n3:cpuset:/other\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/cpu/other/cpu.cfs_quota_us": "100000\n",
+        "sys/fs/cgroup/cpu/other/cpu.cfs_period_us": "100000\n",
+    }
+    assert len(cores_under(tmp_path, files)) == 6
+
+
+# --- the plan ----------------------------------------------------------------------
+
+
+def test_there_is_one_worker_for_each_core() -> None:
+    assert plan(None, (2, 3, 5)) == [
+        Device("cpu", (2,)),
+        Device("cpu", (3,)),
+        Device("cpu", (5,)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [
+        (1, [(0, 1, 2, 3)]),
+        (2, [(0, 1), (2, 3)]),
+        (3, [(0,), (1,), (2, 3)]),
+        (4, [(0,), (1,), (2,), (3,)]),
+        (6, [(0,), (1,), (2,), (3,), (0,), (1,)]),
+    ],
+)
+def test_cores_are_divided_among_workers(workers: int, expected: list[tuple[int, ...]]) -> None:
+    assert [device.cores for device in plan(workers, (0, 1, 2, 3))] == expected
+
+
+@on_busy_machines
+@given(st.integers(1, 40), st.lists(st.integers(0, 99), min_size=1, max_size=20, unique=True))
+def test_every_worker_has_a_core_and_no_core_is_left_over(workers: int, cores: list[int]) -> None:
+    devices = plan(workers, tuple(cores))
+    assert len(devices) == workers
+    sizes = [len(device.cores) for device in devices]
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+    given_out = [core for device in devices for core in device.cores]
+    if workers <= len(cores):
+        assert sorted(given_out) == sorted(cores)
+    else:
+        uses = [given_out.count(core) for core in cores]
+        assert max(uses) - min(uses) <= 1

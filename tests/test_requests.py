@@ -1,0 +1,624 @@
+"""The life of a request: batches, deadlines, cancellation, overload, and what the model raises."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+
+from predictpool import (
+    FunctionPredictor,
+    InvalidFeatures,
+    PoolTimeout,
+    PredictionError,
+    PredictorPool,
+    TooManyRequests,
+)
+from tests.pools import ONE_LOOP, POOL_TEST, adds_up, calling, doubling, held, until
+from tests.stage import Stage
+
+pytestmark = POOL_TEST
+
+
+class Callers:
+    """Callers in tasks of their own, and what they got."""
+
+    def __init__(self, pool: PredictorPool[Any]) -> None:
+        self.pool = pool
+        self.got: dict[object, Any] = {}
+        self.scopes: dict[object, anyio.CancelScope] = {}
+
+    async def ask(self, features: Any, name: object = None, timeout: float = 20.0) -> None:
+        """Ask, and keep the answer or the error."""
+        name = features[0] if name is None else name
+        with anyio.CancelScope() as self.scopes[name]:
+            try:
+                self.got[name] = (await self.pool.predict(features, timeout=timeout)).tolist()
+            except Exception as error:  # noqa: BLE001 - the test looks at it
+                self.got[name] = error
+
+
+# --- batches -----------------------------------------------------------------------
+
+
+async def test_requests_that_wait_share_a_batch_of_up_to_max_batch_size_rows(stage: Stage) -> None:
+    async with PredictorPool(held(stage), workers=1, max_batch_size=8) as pool:
+        callers = Callers(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(callers.ask, [0.0])
+            assert await stage.hears() == 1
+            for value in range(1, 21):
+                group.start_soon(callers.ask, [float(value)])
+            await until(lambda: pool.statistics().waiting == 20)
+            stage.let_go(4)
+        assert stage.heard() == [8, 8, 4]
+        assert callers.got == {float(value): [2.0 * value] for value in range(21)}
+        assert pool.statistics().batches == 4
+
+
+async def test_a_request_with_more_rows_than_a_batch_runs_alone(stage: Stage) -> None:
+    async with PredictorPool(held(stage), workers=1, max_batch_size=4) as pool:
+        callers = Callers(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(callers.ask, [0.0])
+            await stage.hears()
+            for name, rows in enumerate((3, 10, 1, 1)):
+                group.start_soon(callers.ask, [float(name)] * rows, name)
+                await until(lambda name=name: pool.statistics().waiting == name + 1)
+            stage.let_go(4)
+        assert stage.heard() == [3, 10, 2]
+
+
+async def test_requests_of_different_names_dtypes_or_row_shapes_do_not_share(stage: Stage) -> None:
+    def load() -> Callable[[Any], Any]:
+        def predict(x: Any) -> Any:
+            values = x["a"] if isinstance(x, dict) else x
+            stage.hold([str(values.dtype), list(values.shape)])
+            return values
+
+        return predict
+
+    async with PredictorPool(FunctionPredictor(load, row_wise=True), workers=1) as pool:
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.predict, [0.0])
+            await stage.hears()
+            waiting = [
+                np.ones(2),
+                np.ones(2, np.float32),
+                np.ones((2, 3)),
+                np.ones((2, 4)),
+                {"a": np.ones(2)},
+                np.ones(2),
+            ]
+            for number, features in enumerate(waiting):
+                group.start_soon(pool.predict, features)
+                await until(lambda number=number: pool.statistics().waiting == number + 1)
+            stage.let_go(10)
+        assert stage.heard() == [
+            ["float64", [4]],  # the first and the last
+            ["float32", [2]],
+            ["float64", [2, 3]],
+            ["float64", [2, 4]],
+            ["float64", [2]],
+        ]
+
+
+async def test_requests_to_a_predictor_that_is_not_row_wise_run_alone(stage: Stage) -> None:
+    async with PredictorPool(held(stage, row_wise=False), workers=1) as pool:
+        async with anyio.create_task_group() as group:
+            for value in range(4):
+                group.start_soon(pool.predict, [float(value)])
+            stage.let_go(4)
+        assert stage.heard() == [1, 1, 1, 1]
+
+
+async def test_outputs_without_the_rows_are_run_alone_with_a_warning_once(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load() -> Callable[[Any], Any]:
+        def predict(x: Any) -> Any:
+            stage.hold(len(x))
+            return np.array([x.sum(), x.max(), x.min()])
+
+        return predict
+
+    async with PredictorPool(FunctionPredictor(load, row_wise=True), workers=1) as pool:
+        callers = Callers(pool)
+        stage.let_go(100)
+        async with anyio.create_task_group() as group:
+            for value in range(1, 5):
+                group.start_soon(callers.ask, [float(value), 0.0])
+        assert callers.got == {float(v): [float(v), float(v), 0.0] for v in range(1, 5)}
+        assert stage.heard()[-3:] == [2, 2, 2]
+        async with anyio.create_task_group() as group:
+            for value in range(4):
+                group.start_soon(callers.ask, [float(value)])
+        assert stage.heard() == [1, 1, 1, 1]
+    said = [record for record in caplog.records if "do not have the rows" in record.getMessage()]
+    assert len(said) == 1
+
+
+async def test_outputs_without_the_rows_are_found_in_the_warm_up(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load() -> Callable[[Any], Any]:
+        def predict(x: Any) -> Any:
+            stage.say(len(x))
+            return np.array([x.sum()])  # one row's output looks like a row
+
+        return predict
+
+    predictor = FunctionPredictor(load, row_wise=True, signature=np.float64)
+    async with PredictorPool(predictor, workers=1) as pool:
+        assert stage.heard() == [1, 2]
+        async with anyio.create_task_group() as group:
+            for value in range(4):
+                group.start_soon(pool.predict, [float(value)])
+        assert stage.heard() == [1, 1, 1, 1]
+    assert "should say row_wise=False" in caplog.text
+
+
+async def test_a_poisoned_row_fails_alone_and_its_mates_are_answered(stage: Stage) -> None:
+    def load() -> Callable[[Any], Any]:
+        def predict(x: Any) -> Any:
+            stage.hold(len(x))
+            if (x < 0).any():
+                raise ValueError(f"poisoned: {x.min()}")
+            return x * 2
+
+        return predict
+
+    async with PredictorPool(FunctionPredictor(load, row_wise=True), workers=1) as pool:
+        callers = Callers(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(callers.ask, [0.0])
+            await stage.hears()
+            for value in range(1, 9):
+                group.start_soon(callers.ask, [-5.0 if value == 5 else float(value)])
+                await until(lambda value=value: pool.statistics().waiting == value)
+            stage.let_go(100)
+        error = callers.got.pop(-5.0)
+        assert isinstance(error, ValueError)
+        assert str(error) == "poisoned: -5.0"
+        assert callers.got == {float(v): [2.0 * v] for v in range(9) if v != 5}
+        assert stage.heard() == [8, 4, 4, 2, 1, 1, 2]  # halved, and nothing run for nothing
+        assert pool.statistics().failed == 1
+        assert adds_up(pool)
+
+
+# --- deadlines ---------------------------------------------------------------------
+
+
+async def test_a_deadline_passes_in_the_queue_while_every_worker_is_busy(stage: Stage) -> None:
+    async with PredictorPool(held(stage), workers=1) as pool, anyio.create_task_group() as group:
+        group.start_soon(pool.predict, [1.0])
+        await stage.hears()
+        with pytest.raises(PoolTimeout, match=r"within timeout=0\.05 s.*ran 0\.000 s") as caught:
+            await pool.predict([2.0], timeout=0.05)
+        assert caught.value.timeout == 0.05
+        assert caught.value.waited >= 0.05
+        assert caught.value.ran == 0.0
+        stage.let_go(5)
+        await until(lambda: pool.statistics().running == 0)
+        assert (await pool.predict([3.0])).tolist() == [6.0]
+        assert stage.heard() == [1]  # the expired one never reached the worker
+        assert pool.statistics().timed_out == 1
+        assert adds_up(pool)
+
+
+async def test_a_deadline_passes_while_the_request_runs_and_the_worker_lives_on(
+    stage: Stage,
+) -> None:
+    async with PredictorPool(held(stage), workers=1, timeout=0.1) as pool:
+        with pytest.raises(PoolTimeout) as caught:
+            await pool.predict([1.0])
+        assert caught.value.ran > 0
+        stage.let_go(2)
+        assert (await pool.predict([3.0], timeout=None)).tolist() == [6.0]
+        assert pool.statistics().restarts == 0
+        assert adds_up(pool)
+
+
+async def test_no_time_at_all_is_a_timeout_and_less_is_an_error() -> None:
+    async with PredictorPool(doubling(), workers=1) as pool:
+        with pytest.raises(PoolTimeout):
+            await pool.predict([1.0], timeout=0)
+        with pytest.raises(PoolTimeout):
+            await pool.predict_one(1.0, timeout=0.0)
+        with pytest.raises(PoolTimeout):
+            await anext(pool.map([[1.0]], timeout=0))
+        with pytest.raises(ValueError, match="timeout is -1, expected 0 or more seconds"):
+            await pool.predict([1.0], timeout=-1)
+        with pytest.raises(TypeError, match="timeout is 'soon'"):
+            await pool.predict([1.0], timeout="soon")  # type: ignore[arg-type]
+        now = pool.statistics()
+        assert (now.submitted, now.timed_out, now.batches) == (3, 3, 0)
+
+
+async def test_the_deadline_of_one_in_a_batch_does_not_touch_the_others(stage: Stage) -> None:
+    async with PredictorPool(held(stage), workers=1) as pool:
+        callers = Callers(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(callers.ask, [0.0])
+            await stage.hears()
+            group.start_soon(callers.ask, [1.0])
+            group.start_soon(callers.ask, [2.0], 2.0, 0.1)
+            await until(lambda: pool.statistics().waiting == 2)
+            stage.let_go()
+            assert await stage.hears() == 2
+            await until(lambda: 2.0 in callers.got)
+            stage.let_go()
+        assert isinstance(callers.got.pop(2.0), PoolTimeout)
+        assert callers.got == {0.0: [0.0], 1.0: [2.0]}
+
+
+# --- cancellation ------------------------------------------------------------------
+
+
+async def test_cancelling_returns_at_once_waiting_and_running(stage: Stage) -> None:
+    async with PredictorPool(held(stage, row_wise=False), workers=1) as pool:
+        callers = Callers(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(callers.ask, [1.0])
+            await stage.hears()
+            group.start_soon(callers.ask, [2.0])
+            await until(lambda: pool.statistics().waiting)
+            callers.scopes[2.0].cancel()
+            callers.scopes[1.0].cancel()
+        now = pool.statistics()
+        assert (now.cancelled, now.waiting, now.running) == (2, 0, 0)
+        stage.let_go(2)
+        assert (await pool.predict([3.0])).tolist() == [6.0]
+        assert stage.heard() == [1]  # the one that waited never ran
+        assert pool.statistics().restarts == 0
+        assert adds_up(pool)
+
+
+@pytest.mark.parametrize("cancelled", [{2.0}, {1.0, 2.0, 3.0}], ids=["one", "all"])
+async def test_cancelling_members_of_a_batch_leaves_the_others_alone(
+    stage: Stage, cancelled: set[float]
+) -> None:
+    async with PredictorPool(held(stage), workers=1) as pool:
+        callers = Callers(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(callers.ask, [0.0])
+            await stage.hears()
+            for value in (1.0, 2.0, 3.0):
+                group.start_soon(callers.ask, [value])
+            await until(lambda: pool.statistics().waiting == 3)
+            stage.let_go()
+            assert await stage.hears() == 3
+            for value in cancelled:
+                callers.scopes[value].cancel()
+            await anyio.wait_all_tasks_blocked()
+            stage.let_go(2)
+        assert callers.got == {v: [2 * v] for v in (0.0, 1.0, 2.0, 3.0) if v not in cancelled}
+        assert pool.statistics().cancelled == len(cancelled)
+        assert (await pool.predict([4.0])).tolist() == [8.0]
+        assert adds_up(pool)
+
+
+async def test_a_cancelled_member_of_a_batch_that_fails_is_not_run_again(stage: Stage) -> None:
+    def load() -> Callable[[Any], Any]:
+        def predict(x: Any) -> Any:
+            stage.hold(x.tolist())
+            if len(x) > 1:
+                raise ValueError
+            return x * 2
+
+        return predict
+
+    async with PredictorPool(FunctionPredictor(load, row_wise=True), workers=1) as pool:
+        callers = Callers(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(callers.ask, [0.0])
+            await stage.hears()
+            for value in (1.0, 2.0):
+                group.start_soon(callers.ask, [value])
+            await until(lambda: pool.statistics().waiting == 2)
+            stage.let_go()
+            await stage.hears()
+            callers.scopes[1.0].cancel()
+            await anyio.wait_all_tasks_blocked()
+            stage.let_go(5)
+        assert callers.got == {0.0: [0.0], 2.0: [4.0]}
+        assert stage.heard() == [[2.0]]
+
+
+async def test_a_storm_of_cancellation_leaves_every_survivor_answered() -> None:
+    async with PredictorPool(doubling(), workers=2, max_batch_size=16, max_waiting=None) as pool:
+        callers = Callers(pool)
+        async with anyio.create_task_group() as group:
+            for value in range(2000):
+                group.start_soon(callers.ask, [float(value)])
+            for turn in range(20):
+                await anyio.lowlevel.checkpoint()
+                for value in range(turn, 2000, 40):
+                    if float(value) in callers.scopes:
+                        callers.scopes[float(value)].cancel()
+        now = pool.statistics()
+        assert all(got == [2 * value] for value, got in callers.got.items())  # type: ignore[operator]
+        assert len(callers.got) >= 1000
+        assert (now.submitted, now.waiting, now.running) == (2000, 0, 0)
+        assert now.answered + now.cancelled == 2000
+        assert adds_up(pool)
+
+
+async def test_timeouts_of_the_caller_stay_what_they_are(
+    stage: Stage, anyio_backend_name: str
+) -> None:
+    async with PredictorPool(held(stage), workers=1) as pool:
+        with pytest.raises(TimeoutError) as caught, anyio.fail_after(0.05):
+            await pool.predict([1.0])
+        assert not isinstance(caught.value, PoolTimeout)
+        with anyio.move_on_after(0.05) as scope:
+            await pool.predict([1.0])
+        assert scope.cancelled_caught
+        if anyio_backend_name == "asyncio":
+            with pytest.raises(TimeoutError) as caught:
+                async with asyncio.timeout(0.05):
+                    await pool.predict([1.0])
+            assert not isinstance(caught.value, PoolTimeout)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(pool.predict([1.0]), 0.05)
+            asking = asyncio.create_task(pool.predict([1.0]))
+            await asyncio.sleep(0)
+            asking.cancel("with this message")
+            with pytest.raises(asyncio.CancelledError, match="with this message"):
+                await asking
+            assert asking.cancelled()
+        assert adds_up(pool)
+        stage.let_go(20)
+        await until(lambda: pool.statistics().running == 0)
+
+
+@ONE_LOOP
+async def test_a_cancel_in_the_tick_of_the_reply_is_a_cancel_and_counted_once(
+    stage: Stage,
+) -> None:
+    async with PredictorPool(held(stage), workers=1) as pool:
+        asking = asyncio.create_task(pool.predict([1.0]))
+        await stage.hears()
+        waiter: Any = asking._fut_waiter  # type: ignore[attr-defined]
+        waiter.add_done_callback(lambda _: asking.cancel())
+        stage.let_go()
+        await asyncio.wait([asking])
+        assert adds_up(pool)
+        assert pool.statistics().running == 0
+        stage.let_go()
+        assert (await pool.predict([2.0])).tolist() == [4.0]
+
+
+# --- overload ----------------------------------------------------------------------
+
+
+async def test_one_request_more_than_max_waiting_is_refused_at_once(stage: Stage) -> None:
+    async with (
+        PredictorPool(held(stage, row_wise=False), workers=1, max_waiting=3) as pool,
+        anyio.create_task_group() as group,
+    ):
+        for _ in range(4):  # one runs, three wait
+            group.start_soon(pool.predict, [1.0])
+        await stage.hears()
+        await until(lambda: pool.statistics().waiting == 3)
+        for _ in range(2):
+            with pytest.raises(TooManyRequests, match="max_waiting=3") as caught:
+                await pool.predict([1.0])
+            assert (caught.value.waiting, caught.value.max_waiting) == (3, 3)
+        assert pool.statistics().refused == 2
+        stage.let_go()
+        await until(lambda: pool.statistics().waiting == 2)
+        group.start_soon(pool.predict, [1.0])  # there is room for exactly one again
+        await until(lambda: pool.statistics().waiting == 3)
+        with pytest.raises(TooManyRequests):
+            await pool.predict([1.0])
+        assert adds_up(pool)
+        stage.let_go(10)
+
+
+async def test_quick_requests_never_wait_behind_a_slow_one(stage: Stage) -> None:
+    def load() -> Callable[[Any], Any]:
+        def predict(x: Any) -> Any:
+            if x[0] < 0:
+                stage.hold("slow")
+            return x * 2
+
+        return predict
+
+    async with PredictorPool(FunctionPredictor(load), workers=2) as pool:
+        await pool.wait_ready()
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.predict, [-1.0])
+            await stage.hears()
+            for value in range(20):
+                assert (await pool.predict([float(value)])).tolist() == [2.0 * value]
+            stage.let_go()
+
+
+# --- bad features ------------------------------------------------------------------
+
+
+async def test_bad_features_never_reach_a_worker_and_are_counted(stage: Stage) -> None:
+    predictor = held(stage, signature=np.float32)
+    stage.let_go(2)  # of the warm-up
+    async with PredictorPool(predictor, workers=1) as pool:
+        stage.heard()
+        for features in ({"b": [1.0]}, ["x"], 1.0, [[1.0], [2.0, 3.0]], [[1.0, 2.0]]):
+            with pytest.raises(InvalidFeatures):
+                await pool.predict(features)
+        now = pool.statistics()
+        assert (now.submitted, now.failed, now.batches) == (5, 5, 0)
+        assert stage.heard() == []
+        assert adds_up(pool)
+
+
+@ONE_LOOP
+async def test_features_that_do_not_pickle_are_refused() -> None:
+    async with PredictorPool(doubling(), workers=1) as pool:
+        with pytest.raises(InvalidFeatures, match="cannot be sent to a worker"):
+            await pool.predict(np.array([gc.get_objects], dtype=[("f", object)]))
+        with pytest.raises(InvalidFeatures, match="cannot be sent to a worker.*generator"):
+            await pool.predict(np.array([(n for n in ()), None], dtype=object))
+        assert (await pool.predict([1.0])).tolist() == [2.0]
+        assert adds_up(pool)
+
+
+# --- what the model raises ---------------------------------------------------------
+
+
+class TwoArguments(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+class NotHere(Exception):
+    pass
+
+
+def failing(make: Callable[[], BaseException]) -> FunctionPredictor[Any]:
+    def predict(_: Any) -> Any:
+        raise make()
+
+    return calling(predict)
+
+
+@ONE_LOOP
+async def test_a_builtin_exception_comes_back_as_itself_with_the_workers_traceback() -> None:
+    def model(x: Any) -> Any:
+        return {}[float(x[0])]
+
+    async with PredictorPool(calling(model), workers=1) as pool:
+        with pytest.raises(KeyError) as caught:
+            await pool.predict([1.5])
+        assert caught.value.args == (1.5,)
+        (note,) = caught.value.__notes__
+        assert "raised in a worker (slot 0, pid" in note
+        assert "in model" in note
+        assert "_worker.py" not in note.split("\n")[2]  # it begins with the user's own frames
+
+
+@ONE_LOOP
+async def test_an_exception_of_an_imported_module_comes_back_as_itself() -> None:
+    def model(_: Any) -> Any:
+        raise np.linalg.LinAlgError("singular")
+
+    async with PredictorPool(calling(model), workers=1) as pool:
+        with pytest.raises(np.linalg.LinAlgError, match="singular"):
+            await pool.predict([1.0])
+
+
+@ONE_LOOP
+async def test_an_exception_of_a_module_that_is_not_imported_here_does_not_import_it() -> None:
+    module = "xml.sax"
+    for name in [name for name in sys.modules if name.startswith(module)]:
+        del sys.modules[name]
+
+    def model(_: Any) -> Any:
+        import xml.sax
+
+        raise xml.sax.SAXException("from afar")
+
+    async with PredictorPool(calling(model), workers=1) as pool:
+        with pytest.raises(
+            PredictionError, match="xml.sax._exceptions.SAXException.*from afar"
+        ) as e:
+            await pool.predict([1.0])
+        assert e.value.type_name == "xml.sax._exceptions.SAXException"
+        assert "in model" in e.value.traceback
+        assert not [name for name in sys.modules if name.startswith(module)]
+
+
+def does_not_pickle() -> Exception:
+    error = ValueError("with a lambda")
+    error.extra = lambda: None  # type: ignore[attr-defined]
+    return error
+
+
+def does_not_unpickle() -> Exception:
+    class Local(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    return Local(1, 2)
+
+
+def has_no_text() -> Exception:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    return Silent()
+
+
+@ONE_LOOP
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (does_not_pickle, "ValueError.*with a lambda"),
+        (does_not_unpickle, "Local.*1 and 2"),
+        (lambda: TwoArguments(1, 2), "TwoArguments.*1 and 2"),
+        (has_no_text, "its message cannot be shown"),
+        (StopIteration, "StopIteration"),
+        (StopAsyncIteration, "StopAsyncIteration"),
+    ],
+    ids=["no pickle", "local", "no unpickle", "no text", "StopIteration", "StopAsyncIteration"],
+)
+async def test_an_exception_that_cannot_travel_or_be_raised_becomes_a_prediction_error(
+    make: Callable[[], BaseException], text: str
+) -> None:
+    async with PredictorPool(failing(make), workers=1) as pool:
+        with pytest.raises(PredictionError, match=text) as caught:
+            await pool.predict([1.0])
+        assert "in predict" in caught.value.traceback
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (again.type_name, str(again)) == (caught.value.type_name, str(caught.value))
+        with pytest.raises(PredictionError):  # and the worker lives on
+            await pool.predict([1.0])
+        assert pool.statistics().restarts == 0
+
+
+class Unloadable:
+    """Unpickles in the worker that made it, and nowhere else."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if state["pid"] != os.getpid():
+            raise ZeroDivisionError("not here")
+
+
+@ONE_LOOP
+async def test_outputs_that_cannot_travel_fail_one_request_and_harm_nobody() -> None:
+    def predict(x: Any) -> Any:
+        if x[0] == 1:
+            return lambda: None
+        if x[0] == 2:
+            return Unloadable()
+        if x[0] == 3:
+            import fractions
+
+            return fractions.Fraction(1, 2)
+        return x
+
+    for name in [name for name in sys.modules if name == "fractions"]:
+        del sys.modules[name]
+    async with PredictorPool(calling(predict), workers=1) as pool:
+        with pytest.raises((PredictionError, AttributeError, pickle.PicklingError), match="pickle"):
+            await pool.predict([1])
+        with pytest.raises(PredictionError, match="not here"):
+            await pool.predict([2])
+        with pytest.raises(PredictionError, match="Fraction, whose module is not imported"):
+            await pool.predict([3])
+        assert "fractions" not in sys.modules
+        assert (await pool.predict([4])).tolist() == [4]
+        assert pool.statistics().failed == 3
+        assert pool.statistics().restarts == 0
