@@ -95,7 +95,6 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
 
 def descriptors() -> dict[str, str]:
     """Return the open file descriptors of this process."""
-    gc.collect()
     found = {}
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - iterdir needs one of its own
         with contextlib.suppress(OSError):
@@ -104,17 +103,19 @@ def descriptors() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def warm_loops() -> None:
+def settled() -> None:
     """Have uvloop open the pipe that it keeps for the life of the process."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.sleep(0))
 
 
 @pytest.fixture
-def nothing_left(family: Family, warm_loops: None) -> Iterator[Family]:  # noqa: ARG001
+def nothing_left(family: Family, settled: None) -> Iterator[Family]:  # noqa: ARG001
     """Fail a test that leaves processes, file descriptors or threads behind."""
     before, threads = descriptors(), set(threading.enumerate())
     yield family
+    if descriptors() != before:
+        gc.collect()  # not always: it takes longer than most tests
     after = descriptors()
     left = {name: target for name, target in after.items() if before.get(name) != target}
     assert not left, f"file descriptors were left open: {left}"
@@ -126,7 +127,7 @@ def nothing_left(family: Family, warm_loops: None) -> Iterator[Family]:  # noqa:
 # --- blocking the event loop -------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def never_blocking() -> Iterator[None]:
     """Fail on asyncio and uvloop what blocks the loop in our code.
 

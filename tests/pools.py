@@ -67,6 +67,11 @@ async def until(condition: Callable[[], object]) -> None:
             await anyio.sleep(0.001)
 
 
+async def until_waiting(pool: PredictorPool[Any], requests: int) -> None:
+    """Let the event loop turn until so many requests are in the queue."""
+    await until(lambda: pool.statistics().waiting == requests)
+
+
 def adds_up(pool: PredictorPool[Any]) -> bool:
     """Whether every request is in exactly one place."""
     now = pool.statistics()

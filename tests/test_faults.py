@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -21,7 +22,7 @@ import pytest
 from predictpool import BrokenWorkerError, FunctionPredictor, PredictorPool, WorkerStartError
 from predictpool import _supervisor as supervisor_module
 from tests.conftest import Family
-from tests.pools import ONE_LOOP, POOL_TEST, adds_up, calling, doubling, held, naming_pids, until
+from tests.pools import ONE_LOOP, POOL_TEST, adds_up, calling, held, naming_pids, until
 from tests.stage import Stage
 
 pytestmark = [*POOL_TEST, pytest.mark.faults]
@@ -234,9 +235,10 @@ async def test_a_worker_that_sends_what_is_no_frame_is_killed_and_replaced(stage
             (folder / "first").mkdir()
         except FileExistsError:
             return x * 2
-        for name in os.listdir("/proc/self/fd"):  # its own socket, whichever that is
-            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                os.write(int(name), b"what is this?" * 10)
+        for link in Path("/proc/self/fd").iterdir():  # its own socket, whichever that is
+            with contextlib.suppress(OSError):
+                if os.readlink(link).startswith("socket:"):  # noqa: PTH115 - it is no path
+                    os.write(int(link.name), b"what is this?" * 10)
         return x
 
     async with PredictorPool(calling(predict), workers=1) as pool:
@@ -246,8 +248,9 @@ async def test_a_worker_that_sends_what_is_no_frame_is_killed_and_replaced(stage
 # --- slots and pools that are given up ---------------------------------------------
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_slot_that_keeps_failing_is_given_up_and_the_others_go_on(
-    stage: Stage, impatient: None, caplog: pytest.LogCaptureFixture
+    stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = stage.door.folder
 
@@ -269,8 +272,9 @@ async def test_a_slot_that_keeps_failing_is_given_up_and_the_others_go_on(
         assert "only one" in caplog.text
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_pool_without_slots_tells_every_caller_at_once(
-    stage: Stage, impatient: None, nothing_left: Family
+    stage: Stage, nothing_left: Family
 ) -> None:
     folder = stage.door.folder
 
@@ -311,7 +315,8 @@ async def test_a_pool_without_slots_tells_every_caller_at_once(
     assert not nothing_left.pids()
 
 
-async def test_an_answer_resets_the_count_of_failures(stage: Stage, impatient: None) -> None:
+@pytest.mark.usefixtures("impatient")
+async def test_an_answer_resets_the_count_of_failures(stage: Stage) -> None:
     async with PredictorPool(naming_pids(stage), workers=1) as pool:
         for _ in range(5):  # more than the three tries
             os.kill(await stage.hears(), signal.SIGKILL)

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -45,9 +46,7 @@ async def test_workers_is_how_many_there_are(workers: int, nothing_left: Family)
         assert len(nothing_left.pids()) == workers + 1  # and the template
 
 
-async def test_without_workers_there_is_one_for_each_core_of_this_process(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_without_workers_there_is_one_for_each_core_of_this_process() -> None:
     cores = sorted(os.sched_getaffinity(0))
     async with PredictorPool(calling(lambda _: sorted(os.sched_getaffinity(0)))) as pool:
         assert pool.statistics().workers == len(cores)
@@ -89,18 +88,22 @@ async def test_timeout_is_the_default_of_every_call_and_none_is_no_limit(stage: 
 
 
 async def test_max_waiting_is_how_many_may_wait(stage: Stage) -> None:
-    async with PredictorPool(held(stage), workers=1, max_waiting=0) as pool:
-        async with anyio.create_task_group() as group:
-            group.start_soon(pool.predict, [1.0])  # an idle worker takes it at once
-            await stage.hears()
-            with pytest.raises(TooManyRequests):
-                await pool.predict([1.0])
-            stage.let_go()
-    async with PredictorPool(held(stage), workers=1, max_waiting=None) as pool:
-        async with anyio.create_task_group() as group:
-            for _ in range(2000):
-                group.start_soon(pool.predict, [1.0])
-            stage.let_go(2000)
+    async with (
+        PredictorPool(held(stage), workers=1, max_waiting=0) as pool,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(pool.predict, [1.0])  # an idle worker takes it at once
+        await stage.hears()
+        with pytest.raises(TooManyRequests):
+            await pool.predict([1.0])
+        stage.let_go()
+    async with (
+        PredictorPool(held(stage), workers=1, max_waiting=None) as pool,
+        anyio.create_task_group() as group,
+    ):
+        for _ in range(2000):
+            group.start_soon(pool.predict, [1.0])
+        stage.let_go(2000)
 
 
 async def test_retries_is_how_often_a_request_runs_again(stage: Stage) -> None:
@@ -152,11 +155,15 @@ async def test_grace_period_limits_aclose(stage: Stage, nothing_left: Family) ->
             group.start_soon(_ask_and_forget, pool)
             await stage.hears()
             group.start_soon(pool.aclose)
-            await until(lambda pool=pool: "clos" in repr(pool))
+            await until(partial(_is_closing, pool))
             if answered:
                 stage.let_go()
         assert pool.statistics().answered == answered
         assert not nothing_left.pids()
+
+
+def _is_closing(pool: PredictorPool[Any]) -> bool:
+    return "clos" in repr(pool)
 
 
 async def _ask_and_forget(pool: PredictorPool[Any]) -> None:
@@ -250,7 +257,7 @@ def test_a_signature_that_is_none_is_an_error() -> None:
             super().__init__(lambda: lambda x: x)
             self.signature = {"a": np.float32}  # type: ignore[assignment]
 
-    with pytest.raises(TypeError, match="signature is .*, expected a Signature, 'infer' or None"):
+    with pytest.raises(TypeError, match=r"signature is .*, expected a Signature, 'infer' or None"):
         PredictorPool(Odd())
 
 

@@ -60,7 +60,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize(("fail", "text", "traceback"), list(FAILURES.values()), ids=list(FAILURES))
-async def test_a_first_worker_that_cannot_start_is_one_clear_error(
+async def test_a_first_worker_that_cannot_start_is_one_clear_error(  # noqa: PLR0917 - fixtures
     stage: Stage,
     fail: Callable[[], None],
     text: str,
@@ -89,7 +89,7 @@ async def test_a_first_worker_that_cannot_start_is_one_clear_error(
 
 
 @ONE_LOOP
-async def test_a_worker_that_segfaults_in_load_says_where(stage: Stage) -> None:
+async def test_a_worker_that_segfaults_in_load_says_where() -> None:
     def load() -> Any:
         import ctypes
 
@@ -106,7 +106,7 @@ async def test_a_predictor_or_warmup_that_does_not_pickle_is_a_type_error_before
     nothing_left: Family,
 ) -> None:
     lock = threading.Lock()
-    with pytest.raises(TypeError, match="the predictor cannot be sent to a worker.*lock"):
+    with pytest.raises(TypeError, match=r"the predictor cannot be sent to a worker.*lock"):
         await PredictorPool(calling(lambda x: (lock, x)), workers=1).open()
     with pytest.raises(TypeError, match="warmup cannot be sent to a worker"):
         await PredictorPool(doubling(), workers=1, warmup=lock).open()
@@ -160,7 +160,7 @@ async def test_a_python_that_is_missing_is_an_error_of_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    with pytest.raises(WorkerStartError, match="could not be started.*nonexistent"):
+    with pytest.raises(WorkerStartError, match=r"could not be started.*nonexistent"):
         await PredictorPool(doubling(), workers=1).open()
 
 
@@ -175,7 +175,7 @@ async def test_workers_work_the_same_forked_and_started_afresh(
     async with PredictorPool(doubling(), workers=2, launcher=LocalLauncher(fork=fork)) as pool:
         await pool.wait_ready()
         assert (await pool.predict([1.0, 2.0])).tolist() == [2.0, 4.0]
-        with pytest.raises(TypeError, match="could not convert|ufunc|unsupported|can't multiply"):
+        with pytest.raises(TypeError, match=r"could not convert|ufunc|unsupported|can't multiply"):
             await pool.predict(np_objects())
     said = [record.getMessage() for record in caplog.records]
     assert said.count("workers are started afresh, not forked: the launcher says so") == (not fork)
@@ -334,7 +334,7 @@ def run_python(*arguments: str, cwd: Path, **options: Any) -> subprocess.Complet
 
 @pytest.mark.parametrize("harmless", ["GRP = 1", "raise ImportError('not this one')"])
 def test_a_script_needs_no_main_guard_and_may_shadow_the_standard_library(
-    tmp_path: Path, harmless: str, nothing_left: Family
+    tmp_path: Path, harmless: str
 ) -> None:
     (tmp_path / "grp.py").write_text(harmless, encoding="utf-8")
     # These would break the template, had it the script's folder on its path from the start.
@@ -352,13 +352,13 @@ def test_a_script_needs_no_main_guard_and_may_shadow_the_standard_library(
     assert done.returncode == 0
 
 
-def test_python_c_works(tmp_path: Path, nothing_left: Family) -> None:
+def test_python_c_works(tmp_path: Path) -> None:
     done = run_python("-c", SCRIPT + RUN, cwd=tmp_path)
     assert answers(done.stdout) == EXPECTED, done.stderr
     assert not done.stderr
 
 
-def test_the_interactive_interpreter_works(tmp_path: Path, nothing_left: Family) -> None:
+def test_the_interactive_interpreter_works(tmp_path: Path) -> None:
     typed = SCRIPT.replace("\n\n", "\n").replace("\ndef", "\n\ndef").replace("\nasync", "\n\nasync")
     typed = typed.replace("\nclass", "\n\nclass") + "\n" + RUN
     done = run_python("-i", "-q", cwd=tmp_path, input=typed)
@@ -366,6 +366,6 @@ def test_the_interactive_interpreter_works(tmp_path: Path, nothing_left: Family)
     assert "Error" not in done.stderr
 
 
-def test_a_main_that_is_read_from_stdin_works(tmp_path: Path, nothing_left: Family) -> None:
+def test_a_main_that_is_read_from_stdin_works(tmp_path: Path) -> None:
     done = run_python("-", cwd=tmp_path, input=SCRIPT + RUN)
     assert answers(done.stdout) == EXPECTED, done.stderr

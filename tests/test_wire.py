@@ -564,18 +564,16 @@ def test_a_payload_that_does_not_fit_its_schema_is_an_error_of_the_wire(
     "code", ["O", "|O", "<O", "|O8", "O8", "object_", "<f4,|O", "(1,)O", "|V8"]
 )
 def test_bytes_never_become_pointers(code: str) -> None:
-    schema = _wire.parse_schema(json.dumps([True, [["a", code, [], True]]]).encode())
     with pytest.raises(WireError, match="does not travel as raw bytes"):
-        _wire.decode_payload(schema, 1, bytes(range(8)))
+        _wire.parse_schema(json.dumps([True, [["a", code, [], True]]]).encode())
 
 
 def test_sizes_that_wrap_around_are_refused() -> None:
-    schema = _wire.parse_schema(b'[true,[["a","<U999999999",[],true]]]')
     with pytest.raises(WireError):
-        _wire.decode_payload(schema, 8, bytes(64))
+        _wire.parse_schema(b'[true,[["a","<U999999999",[],true]]]')
     schema = _wire.parse_schema(b'[true,[["a","bytes",[],true]]]')
     lengths = (2**63).to_bytes(8, "little") * 2
-    with pytest.raises(WireError, match="impossible lengths"):
+    with pytest.raises(WireError, match="ends inside a column"):
         _wire.decode_payload(schema, 2, lengths)
 
 

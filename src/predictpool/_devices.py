@@ -39,14 +39,12 @@ def available_cores(root: Path = Path("/")) -> tuple[int, ...]:
 def plan(workers: int | None, cores: tuple[int, ...]) -> list[Device]:
     """Return a device for each worker.
 
-    Without a number there is one worker for each core. With one, the cores are divided
-    evenly; where there are more workers than cores, they share them in turn.
+    Without a number there is one worker for each core. Each is pinned to one core, in
+    turn: a small model's calls hop between two threads, 1.6 times faster on one core than
+    across two, and a pool uses more cores by having more workers.
     """
     count = len(cores) if workers is None else workers
-    if count >= len(cores):
-        return [Device(cores=(cores[slot % len(cores)],)) for slot in range(count)]
-    bounds = [len(cores) * slot // count for slot in range(count + 1)]
-    return [Device(cores=cores[bounds[slot] : bounds[slot + 1]]) for slot in range(count)]
+    return [Device(cores=(cores[slot % len(cores)],)) for slot in range(count)]
 
 
 def _cgroup_quota(root: Path) -> float | None:

@@ -6,19 +6,20 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 import cloudpickle
+import numpy as np
 
 from predictpool import _wire
 from predictpool._backend import Backend, Cancellable, Waiter
 from predictpool._errors import InvalidFeatures, PredictionError, TooManyRequests
 from predictpool._launcher import WorkerHandle
 from predictpool._scheduler import Batch, ErrorFactory, Request, Scheduler, Todo
-from predictpool._signature import Signature, SignatureSource, as_arrays
+from predictpool._signature import Encoder, Signature, SignatureSource, as_arrays
 from predictpool._wire import SNAPSHOT_BYTES, Frame, Kind, Parts, Schema
 from predictpool._worker import Failure, Ready
 
@@ -30,7 +31,7 @@ class Call:
     """What belongs to a request besides what the scheduler has to know.
 
     Attributes:
-        schema, parts: its encoded features.
+        schema, parts, rows: its encoded features.
         waiter: what its caller waits on; set to a `Result`.
         one: whether the row axis is taken off the outputs.
         inferred: the signature that was taken from it, where none is known yet.
@@ -38,6 +39,7 @@ class Call:
 
     schema: Schema
     parts: Parts
+    rows: int
     waiter: Waiter
     one: bool
     inferred: Signature | None
@@ -57,7 +59,8 @@ class Dispatcher:
     def __init__(
         self, scheduler: Scheduler, backend: Backend, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.signature: SignatureSource = None
+        self._signature: SignatureSource = None
+        self._encoder: Encoder | None = None
         self._scheduler = scheduler
         self._backend = backend
         self._clock = clock
@@ -68,6 +71,16 @@ class Dispatcher:
         self._timer_at = math.inf
         self._quiet: anyio.Event | None = None
         self._in_hand: Batch | None = None
+
+    @property
+    def signature(self) -> SignatureSource:
+        """What is known of the features that the model takes."""
+        return self._signature
+
+    @signature.setter
+    def signature(self, signature: SignatureSource) -> None:
+        self._signature = signature
+        self._encoder = Encoder(signature) if isinstance(signature, Signature) else None
 
     # --- callers -------------------------------------------------------------------
 
@@ -86,14 +99,14 @@ class Dispatcher:
             scheduler.refuse()
             raise _too_many(scheduler)
         try:
-            call, rows = self._encode(features, one)
+            call = self._encode(features, one)
         except InvalidFeatures:
             scheduler.reject()
             raise
         now = self._clock()
         limit = math.inf if timeout is None else timeout
         key = call.schema if self._row_wise else None
-        request = Request(key, rows, now, now + limit, limit, call)
+        request = Request(key, call.rows, now, now + limit, limit, call)
         self._carry_out(scheduler.add(request, now))
         return request, call
 
@@ -166,24 +179,22 @@ class Dispatcher:
 
     # --- inside --------------------------------------------------------------------
 
-    def _encode(self, features: Any, one: bool) -> tuple[Call, int]:
-        inferred = None
-        if isinstance(self.signature, Signature):
-            arrays = self.signature.conform(features, one=one)
-            mapping = not self.signature.unnamed
-        else:
-            arrays, mapping = as_arrays(features, one=one)
-            if self.signature == "infer":
-                inferred = Signature.inferred(arrays)
-                arrays = inferred.conform(features, one=one)
+    def _encode(self, features: Any, one: bool) -> Call:
+        waiter = self._backend.waiter()
+        if self._encoder is not None:
+            return Call(*self._encoder.encode(features, one=one), waiter, one, None)
+        arrays, mapping = as_arrays(features, one=one)
+        if self._signature == "infer":
+            inferred = Signature.inferred(arrays)
+            encoded = Encoder(inferred).encode(features, one=one)
+            return Call(*encoded, waiter, one, inferred)
         try:
             schema, parts = _wire.encode_features(arrays, mapping, cloudpickle.dumps)
         except Exception as error:
             raise InvalidFeatures(
                 f"features cannot be sent to a worker: {error}", given=str(error)
             ) from error
-        rows = len(next(iter(arrays.values())))
-        return Call(schema, parts, self._backend.waiter(), one, inferred), rows
+        return Call(schema, parts, len(next(iter(arrays.values()))), waiter, one, None)
 
     def _carry_out(self, todo: Todo) -> None:
         for request, error in todo.fail:
@@ -273,7 +284,7 @@ class _Outputs:
             self._whole = _wire.loads_cautiously(frame.payload)
             return
         schema = _wire.parse_schema(frame.schema)
-        self._per_row = {column.name: column.per_row for column in schema.columns}
+        self._per_row = [column.per_row for column in schema.columns]
         self._whole = _wire.decode_payload(
             schema, frame.rows, frame.payload, _wire.loads_cautiously
         )
@@ -285,23 +296,23 @@ class _Outputs:
             return _whole_object(self._whole, one)
         if not share and not one:
             return Result(self._whole)
-        if isinstance(self._whole, Mapping):
-            return Result(
-                {
-                    name: self._rows(name, values, start, stop, share, one)
-                    for name, values in self._whole.items()
-                }
-            )
-        return Result(self._rows("", self._whole, start, stop, share, one))
+        rows = start if one else slice(start, stop)
+        copy = share and self._copy
+        if not isinstance(self._whole, dict):
+            return Result(_part(self._whole, rows, copy) if self._per_row[0] else self._whole)
+        columns = zip(self._whole.items(), self._per_row, strict=True)
+        return Result(
+            {
+                name: _part(values, rows, copy) if per_row else values
+                for (name, values), per_row in columns
+            }
+        )
 
-    def _rows(  # noqa: PLR0917 - a call for each output of each request, kept cheap
-        self, name: str, values: Any, start: int, stop: int, share: bool, one: bool
-    ) -> Any:
-        assert self._per_row is not None
-        if not self._per_row[name]:
-            return values
-        part = values[start] if one else values[start:stop]
-        return part.copy() if share and self._copy else part
+
+def _part(values: Any, rows: int | slice, copy: bool) -> Any:
+    part = values[rows]
+    # One element of a column is no view, and bytes have no copy.
+    return part.copy() if copy and isinstance(part, np.ndarray) else part
 
 
 def _whole_object(outputs: Any, one: bool) -> Result:

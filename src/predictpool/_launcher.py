@@ -184,6 +184,10 @@ class LocalLauncher:
         while self._templates:
             await self._templates.pop().aclose()
 
+    def _imports(self) -> list[str]:
+        # What is never forked would be imported for nothing.
+        return [*self._preload, "predictpool._worker"] if self._fork else []
+
     async def _running_template(self) -> _Template:
         assert self._backend is not None
         async with self._lock:
@@ -195,7 +199,7 @@ class LocalLauncher:
                 self._templates.remove(template)
                 template.kill()
             if not self._templates or self._templates[-1].gone:
-                template = _Template(self._backend, self._preload)
+                template = _Template(self._backend, self._imports())
                 self._templates.append(template)
                 try:
                     await template.wait_ready()
@@ -224,7 +228,7 @@ def _check_system() -> None:
 
 
 class _Template:
-    def __init__(self, backend: Backend, preload: tuple[str, ...]) -> None:
+    def __init__(self, backend: Backend, preload: list[str]) -> None:
         self.gone = False
         self._backend = backend
         self._started: dict[int, anyio.Event] = {}

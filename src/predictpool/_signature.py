@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from predictpool._errors import InvalidFeatures
-from predictpool._wire import Array
+from predictpool._wire import Array, Column, Parts, Schema, encode_column, make_schema
 
 Arrays: TypeAlias = dict[str, Array]
 RowShape: TypeAlias = tuple[int | None, ...]
@@ -106,6 +106,11 @@ class Signature:
         """Whether the features are one array instead of a mapping."""
         return UNNAMED in self.features
 
+    @property
+    def varies(self) -> bool:
+        """Whether the row shape of a feature has an axis that varies."""
+        return any(None in spec.shape for spec in self.features.values())
+
     def conform(self, features: Any, *, one: bool = False) -> Arrays:
         """Return the features as arrays of exactly the declared dtypes and shapes.
 
@@ -125,10 +130,10 @@ class Signature:
             elif isinstance(spec.default, _Required):
                 raise self._missing(name, named)
         _check_lengths(arrays)
+        if len(named) > len(arrays):
+            raise self._unknown(named)
         if len(arrays) < len(self.features):
             arrays = self._with_defaults(arrays)
-        if len(named) > len(self.features) or any(name not in self.features for name in named):
-            raise self._unknown(named)
         return arrays
 
     def example(self) -> Arrays:
@@ -193,6 +198,37 @@ class Signature:
             else np.repeat(_conform_array(name, spec, spec.default, one=True), rows, axis=0)
             for name, spec in self.features.items()
         }
+
+
+class Encoder:
+    """Encodes features of one signature; keeps what is the same for all its requests."""
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature = signature
+        self._codes = {
+            name: "bytes" if spec.dtype.kind == "O" else spec.dtype.str
+            for name, spec in signature.features.items()
+        }
+        self._schema = None if signature.varies else self._schema_of(signature.example())
+
+    def encode(self, features: Any, *, one: bool) -> tuple[Schema, Parts, int]:
+        """Check and encode the features of one request.
+
+        Returns:
+            the schema, the segments of all columns, and the number of rows.
+
+        Raises:
+            InvalidFeatures: as `Signature.conform`.
+        """
+        arrays = self._signature.conform(features, one=one)
+        parts: Parts = []
+        for name, code in self._codes.items():
+            parts.extend(encode_column(arrays[name], code))
+        return self._schema or self._schema_of(arrays), parts, len(next(iter(arrays.values())))
+
+    def _schema_of(self, arrays: Arrays) -> Schema:
+        columns = (Column(name, code, arrays[name].shape[1:]) for name, code in self._codes.items())
+        return make_schema(tuple(columns), not self._signature.unnamed)
 
 
 def as_arrays(features: Any, *, one: bool = False) -> tuple[Arrays, bool]:
@@ -341,22 +377,21 @@ def _text_array(name: str, spec: FeatureSpec, value: Any) -> Array:
     encoded = np.empty(values.shape, object)
     flat = encoded.reshape(-1)
     for index, item in enumerate(values.ravel().tolist()):
-        if isinstance(item, bytes):
-            flat[index] = bytes(item)  # numpy has a subclass of its own
-        elif isinstance(item, str):
-            flat[index] = _utf8(name, item)
-        else:
-            raise InvalidFeatures(
-                f"{_quoted(name)} has the value {item!r} of type {type(item).__name__}, "
-                f"expected {spec} (str or bytes)",
-                feature=name,
-                given=repr(item),
-                expected=str(spec),
-            )
+        flat[index] = item if type(item) is bytes else _as_bytes(name, spec, item)
     return encoded
 
 
-def _utf8(name: str, text: str) -> bytes:
+def _as_bytes(name: str, spec: FeatureSpec, text: Any) -> bytes:
+    if isinstance(text, bytes):
+        return bytes(text)  # numpy has a subclass of its own
+    if not isinstance(text, str):
+        raise InvalidFeatures(
+            f"{_quoted(name)} has the value {text!r} of type {type(text).__name__}, "
+            f"expected {spec} (str or bytes)",
+            feature=name,
+            given=repr(text),
+            expected=str(spec),
+        )
     try:
         return text.encode()
     except UnicodeEncodeError as error:

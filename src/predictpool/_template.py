@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     unarmed = arm(lifeline)
     settings = json.loads(control.recv(MAX_MESSAGE))
     sys.path[:] = settings["path"]
-    failed = _preload([*settings["preload"], "predictpool._worker"])
+    failed = _preload(settings["preload"])
     gc.collect()
     gc.freeze()  # a collection in a worker would copy every page that it marks
     _send(control, {"ready": True, "unarmed": unarmed, "failed": failed})
