@@ -17,6 +17,7 @@ import pytest
 import uvloop
 from blockbuster import BlockBuster
 
+from predictpool import PredictorPool
 from tests.stage import Stage
 
 LOOPS = {
@@ -122,6 +123,21 @@ def nothing_left(family: Family, settled: None) -> Iterator[Family]:  # noqa: AR
     # anyio's test runner for trio uses a thread, which trio keeps for ten seconds.
     new = {t for t in threading.enumerate() if not t.name.startswith("Trio thread")} - threads
     assert not new, f"threads were left running: {new}"
+
+
+@pytest.fixture
+def mistakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
+    """Fail a test in which our own code failed, also where no caller was left to be told."""
+    found: list[Exception] = []
+    on_bug = PredictorPool._on_bug
+
+    def note(pool: PredictorPool[Any], error: Exception) -> None:
+        found.append(error)
+        on_bug(pool, error)
+
+    monkeypatch.setattr(PredictorPool, "_on_bug", note)
+    yield found
+    assert not found
 
 
 # --- blocking the event loop -------------------------------------------------------

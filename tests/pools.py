@@ -16,7 +16,7 @@ from tests.stage import Stage
 POOL_TEST = [
     pytest.mark.anyio,
     pytest.mark.timeout(30),
-    pytest.mark.usefixtures("never_blocking", "nothing_left"),
+    pytest.mark.usefixtures("never_blocking", "nothing_left", "mistakes"),
 ]
 
 # Of a test that is about processes, where the event loop does not matter.

@@ -121,9 +121,7 @@ def test_cores_are_divided_among_workers(workers: int, expected: list[tuple[int,
 
 @on_busy_machines
 @given(st.integers(1, 40), st.lists(st.integers(0, 99), min_size=1, max_size=20, unique=True))
-def test_every_worker_has_one_core_and_they_are_used_evenly(
-    workers: int, cores: list[int]
-) -> None:
+def test_every_worker_has_one_core_and_they_are_used_evenly(workers: int, cores: list[int]) -> None:
     devices = plan(workers, tuple(cores))
     assert len(devices) == workers
     assert all(len(device.cores) == 1 for device in devices)

@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -240,6 +241,80 @@ async def test_a_worker_that_sends_what_is_no_frame_is_killed_and_replaced(stage
                 if os.readlink(link).startswith("socket:"):  # noqa: PTH115 - it is no path
                     os.write(int(link.name), b"what is this?" * 10)
         return x
+
+    async with PredictorPool(calling(predict), workers=1) as pool:
+        assert (await pool.predict([1.0])).tolist() == [2.0]
+
+
+async def test_an_answer_that_was_sent_before_the_death_counts(stage: Stage) -> None:
+    def load() -> Callable[[Any], Any]:
+        from predictpool import _worker
+
+        send = _worker._send
+
+        def send_and_die(*arguments: Any) -> None:
+            send(*arguments)
+            if answering:
+                os._exit(1)
+
+        answering: list[bool] = []
+        _worker._send = send_and_die
+
+        def predict(x: Any) -> Any:
+            answering.append(True)
+            stage.hold(os.getpid())
+            return x * 2
+
+        return predict
+
+    async with PredictorPool(FunctionPredictor(load), workers=1, retries=0) as pool:
+        answers: list[float] = []
+
+        async def ask(value: float) -> None:
+            answers.extend(await pool.predict([value]))
+
+        for value in range(8):  # on trio it is chance which of the two is seen first
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask, float(value))
+                pidfd = os.pidfd_open(await stage.hears())
+                stage.let_go()
+                # The event loop stands still, so that it finds answer and death together.
+                select.select([pidfd], [], [])
+                os.close(pidfd)
+        assert answers == [2.0 * value for value in range(8)]
+
+
+async def test_the_death_of_a_worker_whose_child_keeps_its_socket_open_is_noticed(
+    stage: Stage,
+) -> None:
+    folder = stage.door.folder
+
+    def predict(x: Any) -> Any:
+        try:
+            (folder / "first").mkdir()
+        except FileExistsError:
+            return x * 2
+        if os.fork() == 0:
+            time.sleep(1000)
+        os._exit(1)
+
+    async with PredictorPool(calling(predict), workers=1) as pool:
+        assert (await pool.predict([1.0])).tolist() == [2.0]
+
+
+async def test_a_worker_that_closes_its_socket_and_lives_on_is_killed_and_replaced(
+    stage: Stage,
+) -> None:
+    folder = stage.door.folder
+
+    def predict(x: Any) -> Any:
+        try:
+            (folder / "first").mkdir()
+        except FileExistsError:
+            return x * 2
+        os.closerange(3, 1000)
+        time.sleep(1000)
+        return None
 
     async with PredictorPool(calling(predict), workers=1) as pool:
         assert (await pool.predict([1.0])).tolist() == [2.0]
@@ -497,7 +572,10 @@ async def test_a_template_killed_while_it_starts_a_worker_is_replaced(
 
 
 async def test_a_mistake_of_ours_is_told_to_every_caller_and_ends_all_processes(
-    stage: Stage, nothing_left: Family, monkeypatch: pytest.MonkeyPatch
+    stage: Stage,
+    nothing_left: Family,
+    monkeypatch: pytest.MonkeyPatch,
+    mistakes: list[Exception],
 ) -> None:
     from predictpool import PredictorPoolError, _dispatcher
 
@@ -524,6 +602,7 @@ async def test_a_mistake_of_ours_is_told_to_every_caller_and_ends_all_processes(
         assert told == 2
         await ask()
         await until(lambda: not nothing_left.pids())
+    mistakes.clear()
 
 
 # --- file descriptors --------------------------------------------------------------

@@ -264,6 +264,19 @@ async def test_a_cancelled_open_leaves_nothing(
     assert repr(pool) == "<PredictorPool closed>"
 
 
+async def test_an_open_cancelled_while_the_template_starts_leaves_nothing(
+    nothing_left: Family,
+) -> None:
+    launcher = LocalLauncher()
+    pool = PredictorPool(doubling(), workers=2, launcher=launcher)
+    async with anyio.create_task_group() as group:
+        group.start_soon(pool.open)
+        await until(lambda: launcher._templates)
+        group.cancel_scope.cancel()
+    assert not nothing_left.pids()
+    await until(lambda: not launcher._lock.statistics().locked)  # the start in it has ended, too
+
+
 async def test_an_open_cancelled_at_once_leaves_nothing(nothing_left: Family) -> None:
     pool = PredictorPool(doubling(), workers=2)
     with anyio.CancelScope() as scope:

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable
 from enum import Enum
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -305,6 +305,16 @@ def test_halves_run_before_what_came_later() -> None:
     assert order == [[requests[0]], [requests[1]], [requests[2]]]
 
 
+def test_halves_run_at_once_where_workers_are_idle() -> None:
+    pool = scheduler(max_batch_size=4)
+    requests = [request() for _ in range(4)]
+    batch = only(serve(pool, waiting_behind(pool, *requests)))
+    pool.worker_ready(1, 0.0)
+    todo = pool.failed(0, batch.id, Refused, 0.0)
+    assert [half.requests for half in todo.send] == [requests[:2], requests[2:]]
+    assert {half.slot for half in todo.send} == {0, 1}
+
+
 def test_a_refused_batch_can_be_run_one_by_one() -> None:
     pool = scheduler(max_batch_size=4)
     requests = [request() for _ in range(4)]
@@ -341,6 +351,16 @@ def test_the_requests_of_a_lost_worker_run_again_alone_and_first() -> None:
     third = only(serve(pool, second))
     fourth = only(serve(pool, third))
     assert [second.requests, third.requests, fourth.requests] == [[one], [mate], [later]]
+
+
+def test_the_requests_of_a_lost_worker_run_again_at_once_where_workers_are_idle() -> None:
+    pool = scheduler()
+    requests = [request() for _ in range(3)]
+    only(serve(pool, waiting_behind(pool, *requests)))
+    for slot in (1, 2):
+        pool.worker_ready(slot, 0.0)
+    todo = pool.worker_lost(0, Lost, 0.0)
+    assert [batch.requests for batch in todo.send] == [requests[:1], requests[1:2]]
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
@@ -520,9 +540,18 @@ class PoolMachine(RuleBasedStateMachine):
         max_waiting=st.sampled_from([0, 1, 4, math.inf]),
         retries=st.integers(0, 2),
         hang_timeout=st.sampled_from([4.0, math.inf]),
+        natures=st.lists(st.sampled_from(Nature), max_size=8),
+        ready=st.sets(st.sampled_from(SLOTS)),
     )
     def begin(
-        self, max_batch_size: int, max_waiting: float, retries: int, hang_timeout: float
+        self,
+        *,
+        max_batch_size: int,
+        max_waiting: float,
+        retries: int,
+        hang_timeout: float,
+        natures: list[Nature],
+        ready: set[int],
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_waiting = max_waiting
@@ -544,8 +573,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.idle: set[int] = set()
         self.killed: set[int] = set()
         self.old_ids: list[int] = []
-        self.refused = self.rejected = self.batches = 0
+        self.refused = self.batches = 0
         self.running_seconds = self.waiting_seconds = 0.0
+        self.pool.reject()
+        self.rejected = 1
+        self.submit_many_that_fit_together(natures)
+        for slot in sorted(ready):
+            self.worker_becomes_ready(slot)
 
     # --- callers
 
@@ -569,10 +603,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.deaths[one] = 0
         self.carry_out(self.pool.add(one, self.now))
 
-    @rule()
-    def give_invalid_features(self) -> None:
-        self.pool.reject()
-        self.rejected += 1
+    @rule(natures=st.lists(st.sampled_from(Nature), min_size=1, max_size=5))
+    def submit_many_that_fit_together(self, natures: list[Nature]) -> None:
+        for nature in natures:
+            self.submit(key="a", rows=1, timeout=math.inf, nature=nature)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -601,17 +635,24 @@ class PoolMachine(RuleBasedStateMachine):
 
     # --- workers
 
-    @rule(slot=st.sampled_from(SLOTS))
+    def empty_slots(self) -> list[int]:
+        return [slot for slot in SLOTS if slot not in {*self.working, *self.idle, *self.killed}]
+
+    @precondition(lambda self: self.empty_slots())
+    @rule(data=st.data())
+    def some_worker_becomes_ready(self, data: st.DataObject) -> None:
+        self.worker_becomes_ready(data.draw(st.sampled_from(self.empty_slots())))
+
     def worker_becomes_ready(self, slot: int) -> None:
-        if slot in self.working or slot in self.idle or slot in self.killed:
-            return
         self.idle.add(slot)
         self.carry_out(self.pool.worker_ready(slot, self.now))
 
-    @rule(slot=st.sampled_from(SLOTS), alone=st.booleans())
+    @precondition(lambda self: self.working)
+    @rule(data=st.data(), alone=st.booleans())
+    def some_worker_runs_its_batch(self, data: st.DataObject, alone: bool) -> None:
+        self.worker_runs_its_batch(data.draw(st.sampled_from(sorted(self.working))), alone)
+
     def worker_runs_its_batch(self, slot: int, alone: bool) -> None:
-        if slot not in self.working:
-            return
         natures = {one.payload for one in self.working[slot].requests}
         if Nature.KILLER in natures:
             self.worker_is_lost(slot)
@@ -643,7 +684,12 @@ class PoolMachine(RuleBasedStateMachine):
         assert {one for one, error in todo.fail if isinstance(error, Refused)} == guilty
         self.carry_out(todo)
 
-    @rule(slot=st.sampled_from(SLOTS))
+    @precondition(lambda self: len(self.empty_slots()) < len(SLOTS))
+    @rule(data=st.data())
+    def some_worker_is_lost(self, data: st.DataObject) -> None:
+        there = sorted(set(SLOTS) - set(self.empty_slots()))
+        self.worker_is_lost(data.draw(st.sampled_from(there)))
+
     def worker_is_lost(self, slot: int) -> None:
         guilty = set()
         if slot in self.working:
@@ -803,8 +849,9 @@ class PoolMachine(RuleBasedStateMachine):
         for _ in range(10 * len(self.requests)):
             if not self.live():
                 break
-            for slot in SLOTS:
+            for slot in self.empty_slots():
                 self.worker_becomes_ready(slot)
+            for slot in list(self.working):
                 self.worker_runs_its_batch(slot, alone=False)
         assert not self.live()
         for check in (
@@ -820,7 +867,8 @@ class PoolMachine(RuleBasedStateMachine):
 PoolMachine.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
-    max_examples=150,
+    phases=set(Phase) - {Phase.explain},  # which takes minutes for a machine of this size
+    max_examples=300,
     stateful_step_count=60,
 )
 TestPoolMachine = PoolMachine.TestCase

@@ -141,6 +141,11 @@ class Dispatcher:
             self._row_wise = False
         self._carry_out(self._scheduler.worker_ready(slot, self._clock()))
 
+    def worker_ending(self, slot: int) -> None:
+        """Give nothing more to a worker that is idle and about to be lost."""
+        if self._scheduler.batch_of(slot) is None:
+            self._carry_out(self._scheduler.worker_lost(slot, _never_needed, self._clock()))
+
     def worker_lost(self, slot: int, error: ErrorFactory) -> None:
         """Have the requests of a dead worker run again, or fail."""
         self._handles.pop(slot, None)
@@ -260,6 +265,10 @@ def _wake(request: Request, result: Result) -> None:
     request.payload = None
     if not call.waiter.done():
         call.waiter.set_result(result)
+
+
+def _never_needed() -> BaseException:
+    return AssertionError("an idle worker has no request that could fail")
 
 
 def _too_many(scheduler: Scheduler) -> TooManyRequests:

@@ -98,6 +98,9 @@ class Listener(Protocol):
     def failed(self, batch_id: int, failure: Failure) -> None:
         """The model raised."""
 
+    def ending(self) -> None:
+        """It takes nothing more; `ended` follows as soon as it is known how."""
+
     def ended(self, end: End) -> None:
         """The process is gone. Nothing comes after this."""
 
@@ -570,6 +573,7 @@ class _LocalWorker:
         if self._status_known:
             self._report_end()
         elif self._ending is None:
+            self._listener.ending()
             self._ending = self._backend.call_later(_STATUS_WAIT, self._report_end)
 
     def _report_end(self) -> None:

@@ -166,6 +166,10 @@ class Slot:
         self.backoff.reset()
         self._dispatcher.failed(self.number, batch_id, failure)
 
+    def ending(self) -> None:
+        """Keep further requests from a worker that cannot run them any more."""
+        self._dispatcher.worker_ending(self.number)
+
     def ended(self, end: End) -> None:
         """Take note of the worker's end; its requests go elsewhere at once."""
         self._end = end
@@ -364,9 +368,7 @@ class Supervisor:
             slot.backoff.failures,
             slot.last_error,
         )
-        if not self.filling:
-            self._dispatcher.fail_all(self._no_worker_error)
-        self._note_progress()
+        self._note_progress()  # and `run` tells all callers once no slot is left
 
     def _no_worker_error(self) -> WorkerStartError:
         given_up = [slot for slot in self.slots if slot.state is SlotState.GIVEN_UP]
