@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,20 @@ async def test_what_a_model_prints_never_reaches_the_protocol(
     assert "said" in captured.out + captured.err
 
 
+@contextlib.contextmanager
+def stdin_of_a_terminal() -> Iterator[None]:
+    """Have something else on stdin than the /dev/null that pytest puts there."""
+    saved = os.dup(0)
+    read, write = os.pipe()
+    os.dup2(read, 0)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 0)
+        for descriptor in (saved, read, write):
+            os.close(descriptor)
+
+
 @ONE_LOOP
 async def test_a_workers_stdin_is_dev_null_and_its_descriptors_are_its_own() -> None:
     def predict(_: Any) -> Any:
@@ -182,13 +196,14 @@ async def test_a_workers_stdin_is_dev_null_and_its_descriptors_are_its_own() -> 
                 links.append(str(link.readlink()).split(":")[0])
         return links
 
-    async with PredictorPool(calling(predict), workers=2) as pool:
-        await pool.wait_ready()
-        links = await pool.predict([1.0])
-        assert links[0] == "/dev/null"
-        assert links.count("socket") == 1  # no other worker's, not the template's
-        assert links.count("pipe") <= 3  # the lifeline, and what pytest may have for output
-        assert "anon_inode" not in links
+    with stdin_of_a_terminal():
+        async with PredictorPool(calling(predict), workers=2) as pool:
+            await pool.wait_ready()
+            links = await pool.predict([1.0])
+    assert links[0] == "/dev/null"
+    assert links.count("socket") == 1  # no other worker's, not the template's
+    assert links.count("pipe") <= 3  # the lifeline, and what pytest may have for output
+    assert "anon_inode" not in links
 
 
 @pytest.mark.faults

@@ -319,7 +319,7 @@ def answers(output: str) -> list[str]:
 
 
 def run_python(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "error"}
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,

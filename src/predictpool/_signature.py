@@ -328,6 +328,7 @@ def _check_exact(name: str, spec: FeatureSpec, values: Array, cast: Array) -> No
         limits = np.iinfo(values.dtype)
         # Back from there it may come out as the limit, or as anything.
         beyond = cast.real >= 2.0 ** (limits.bits - (limits.min < 0))
+        beyond |= np.isinf(cast.real)
         wrong = beyond | (cast.real.astype(values.dtype) != values)
         hint = " exactly: give floats if it may be rounded"
     else:
