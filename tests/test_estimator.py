@@ -29,7 +29,7 @@ from tests import models
 from tests.models import ROWS, Features
 
 METHODS = ("generator", "session")
-TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
+assert_close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
 
 pytestmark = [
     pytest.mark.anyio,
@@ -80,7 +80,7 @@ def assert_equal_outputs(outputs: Any, expected: Any) -> None:
         assert outputs[name].dtype == array.dtype, name
         assert outputs[name].shape == array.shape, name
         if array.dtype.kind == "f":
-            np.testing.assert_allclose(outputs[name], array, **TOLERANCE, err_msg=name)
+            assert_close(outputs[name], array, err_msg=name)
         else:
             np.testing.assert_array_equal(outputs[name], array, err_msg=name)
 
@@ -121,7 +121,7 @@ async def test_predict_one_has_no_row_axis(trained: Path) -> None:
             outputs = await pool.predict_one(example)
             assert outputs["predictions"].shape == (1,)
             expected = known.expected["predictions"][row]
-            np.testing.assert_allclose(outputs["predictions"], expected, **TOLERANCE)
+            assert_close(outputs["predictions"], expected)
 
 
 async def test_python_lists_are_as_good_as_arrays(trained: Path) -> None:
@@ -350,7 +350,7 @@ async def test_predict_keys(trained: Path, method: str) -> None:
         outputs = await pool.predict(rows_of(known.features, slice(4)))
     assert sorted(outputs) == keys
     for key in keys:
-        np.testing.assert_allclose(outputs[key], known.expected[key][:4], **TOLERANCE)
+        assert_close(outputs[key], known.expected[key][:4])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -258,7 +258,7 @@ async def test_an_answer_that_was_sent_before_the_death_counts(stage: Stage) -> 
                 os._exit(1)
 
         answering: list[bool] = []
-        _worker._send = send_and_die
+        _worker._send = send_and_die  # type: ignore[assignment]
 
         def predict(x: Any) -> Any:
             answering.append(True)
@@ -284,8 +284,9 @@ async def test_an_answer_that_was_sent_before_the_death_counts(stage: Stage) -> 
         assert answers == [2.0 * value for value in range(8)]
 
 
+@pytest.mark.parametrize("template_lives", [True, False], ids=["template", "no template"])
 async def test_the_death_of_a_worker_whose_child_keeps_its_socket_open_is_noticed(
-    stage: Stage,
+    stage: Stage, nothing_left: Family, template_lives: bool
 ) -> None:
     folder = stage.door.folder
 
@@ -294,11 +295,20 @@ async def test_the_death_of_a_worker_whose_child_keeps_its_socket_open_is_notice
             (folder / "first").mkdir()
         except FileExistsError:
             return x * 2
+        stage.hold(os.getpid())
         if os.fork() == 0:
             time.sleep(1000)
         os._exit(1)
 
-    async with PredictorPool(calling(predict), workers=1) as pool:
+    async with (
+        PredictorPool(calling(predict), workers=1) as pool,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(pool.predict, [0.0])
+        worker = await stage.hears()
+        if not template_lives:  # who would tell of the worker's end
+            os.kill(await template_of(nothing_left, {worker}), signal.SIGKILL)
+        stage.let_go()
         assert (await pool.predict([1.0])).tolist() == [2.0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from predictpool import (
     PredictorPool,
     TooManyRequests,
     WorkerStartError,
+    _devices,
 )
 from tests.conftest import Family
 from tests.pools import POOL_TEST, calling, doubling, held, until
@@ -48,15 +50,33 @@ async def test_workers_is_how_many_there_are(workers: int, nothing_left: Family)
 
 async def test_without_workers_there_is_one_for_each_core_of_this_process() -> None:
     cores = sorted(os.sched_getaffinity(0))
+    count = _devices.worth(tuple(cores))
     async with PredictorPool(calling(lambda _: sorted(os.sched_getaffinity(0)))) as pool:
-        assert pool.statistics().workers == len(cores)
-        assert len(await pool.predict([1.0])) == 1  # each is pinned to its own
+        assert pool.statistics().workers == count
+        # Each is pinned to its own; under a quota nobody is.
+        assert len(await pool.predict([1.0])) == (1 if count == len(cores) else len(cores))
     os.sched_setaffinity(0, cores[:1])
     try:
         async with PredictorPool(doubling()) as pool:
             assert pool.statistics().workers == 1
     finally:
         os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("platform", "win32", "predictpool runs on Linux .*; this is win32"),
+        ("executable", "", "sys.executable is empty"),
+    ],
+)
+async def test_a_system_that_cannot_run_it_is_one_clear_error(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = PredictorPool(doubling())
+    monkeypatch.setattr(sys, name, value)
+    with pytest.raises(OSError, match=message):
+        await pool.open()
 
 
 @pytest.mark.parametrize(("size", "expected"), [(2, [2, 2]), (64, [4])])

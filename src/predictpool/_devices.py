@@ -16,35 +16,50 @@ class Device:
     Attributes:
         kind: ``"cpu"``.
         cores: the numbers of the CPU cores that the worker may use.
+        threads: how many threads TensorFlow gets.
     """
 
     kind: str = "cpu"
     cores: tuple[int, ...] = ()
+    threads: int = 1
 
 
-def available_cores(root: Path = Path("/")) -> tuple[int, ...]:
-    """Return the cores that this process may use: its affinity, cut to its cgroup's quota.
+def available_cores() -> tuple[int, ...]:
+    """Return the cores that this process may use.
 
-    Never ``os.cpu_count()``, which is the machine's and makes a container start a worker
-    for each core of its host.
+    Never ``os.cpu_count()``, which is the machine's.
+    """
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def worth(cores: tuple[int, ...], root: Path = Path("/")) -> int:
+    """Return how many cores' worth of time this process may take: its cgroup's quota.
 
     Args:
+        cores: those that it may use.
         root: where ``/proc`` and ``/sys`` are; for tests.
     """
-    cores = sorted(os.sched_getaffinity(0))
     quota = _cgroup_quota(root)
-    return tuple(cores if quota is None else cores[: max(1, math.ceil(quota))])
+    return len(cores) if quota is None else min(len(cores), max(1, math.ceil(quota)))
 
 
-def plan(workers: int | None, cores: tuple[int, ...]) -> list[Device]:
-    """Return a device for each worker.
+def plan(workers: int | None, cores: tuple[int, ...], count: int) -> list[Device]:
+    """Return a device for each worker; without a number, one for each core's worth.
 
-    Without a number there is one worker for each core. Each is pinned to one core, in
-    turn: a small model's calls hop between two threads, 1.6 times faster on one core than
-    across two, and a pool uses more cores by having more workers.
+    Each is pinned to one core, in turn: a small model's calls hop between two threads, 1.6
+    times faster on one core than across two, and a pool uses more cores by having more
+    workers. Where a quota allows less than all cores nobody is pinned: every container of
+    the host would choose the same ones.
+
+    Args:
+        workers: how many, or None.
+        cores: the cores that may be used.
+        count: how many cores' worth of time may be taken, from `worth`.
     """
-    count = len(cores) if workers is None else workers
-    return [Device(cores=(cores[slot % len(cores)],)) for slot in range(count)]
+    slots = range(count if workers is None else workers)
+    if count < len(cores):
+        return [Device(cores=cores) for _ in slots]
+    return [Device(cores=(cores[slot % len(cores)],)) for slot in slots]
 
 
 def _cgroup_quota(root: Path) -> float | None:

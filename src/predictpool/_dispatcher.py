@@ -142,9 +142,8 @@ class Dispatcher:
         self._carry_out(self._scheduler.worker_ready(slot, self._clock()))
 
     def worker_ending(self, slot: int) -> None:
-        """Give nothing more to a worker that is idle and about to be lost."""
-        if self._scheduler.batch_of(slot) is None:
-            self._carry_out(self._scheduler.worker_lost(slot, _never_needed, self._clock()))
+        """Give nothing more to a worker that is about to be lost."""
+        self._scheduler.worker_ending(slot)
 
     def worker_lost(self, slot: int, error: ErrorFactory) -> None:
         """Have the requests of a dead worker run again, or fail."""
@@ -265,10 +264,6 @@ def _wake(request: Request, result: Result) -> None:
     request.payload = None
     if not call.waiter.done():
         call.waiter.set_result(result)
-
-
-def _never_needed() -> BaseException:
-    return AssertionError("an idle worker has no request that could fail")
 
 
 def _too_many(scheduler: Scheduler) -> TooManyRequests:

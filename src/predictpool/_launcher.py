@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -215,16 +214,10 @@ class LocalLauncher:
 
 
 def _check_system() -> None:
-    missing = [
-        name
-        for module, name in ((os, "pidfd_open"), (os, "memfd_create"), (fcntl, "F_SETOWN"))
-        if not hasattr(module, name)
-    ]
-    if missing or not sys.executable:
-        lacking = ", ".join(missing) or "sys.executable"
-        raise OSError(
-            f"predictpool needs Linux and a python executable; this system lacks {lacking}"
-        )
+    if sys.platform != "linux":
+        raise OSError(f"predictpool runs on Linux (5.3 or newer); this is {sys.platform}")
+    if not sys.executable:
+        raise OSError("sys.executable is empty: predictpool has no Python to start workers with")
 
 
 # --- the template, from outside ----------------------------------------------------
@@ -306,7 +299,7 @@ class _Template:
     ) -> tuple[int, int]:
         self._count += 1
         number = self._count
-        threads = str(len(device.cores))
+        threads = str(device.threads)
         env = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
         order = {"start": number, "fork": fork, "cores": device.cores, "env": env}
         rights = array.array("i", [connection, report])
@@ -450,7 +443,8 @@ def _after_fork_in_child() -> None:
     _alive.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+if hasattr(os, "register_at_fork"):  # so that other systems get as far as `_check_system`
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 # --- a worker, from outside --------------------------------------------------------
@@ -516,7 +510,7 @@ class _LocalWorker:
     def on_status(self, status: int) -> None:
         """Take in what the template says of its end."""
         self._status, self._status_known = status, True
-        self._end()
+        self._on_exit()
 
     def on_status_unknown(self) -> None:
         """The template has gone: nobody will tell how this worker ends."""
@@ -555,7 +549,8 @@ class _LocalWorker:
         self._end()
 
     def _on_exit(self) -> None:
-        # What it sent before it ended still counts.
+        # What it sent before it ended still counts, and makes nobody its next customer.
+        self._listener.ending()
         self._channel.drain()
         self._end()
 

@@ -16,7 +16,7 @@ import anyio
 import cloudpickle
 
 from predictpool._backend import Backend, current_backend
-from predictpool._devices import available_cores, plan
+from predictpool._devices import available_cores, plan, worth
 from predictpool._dispatcher import Call, Dispatcher, Result
 from predictpool._errors import PoolClosed, PredictorPoolError
 from predictpool._launcher import Launcher, LocalLauncher
@@ -165,9 +165,10 @@ class PredictorPool(Generic[OutputsT]):
             None if self._warmup is None else _pickled("warmup", self._warmup),
             self._start_timeout,
         )
-        devices = plan(self._workers, available_cores())
         backend = current_backend(_weakly(self))
         self._launcher.bind(backend, tuple(self._predictor.preload))
+        cores = available_cores()
+        devices = plan(self._workers, cores, worth(cores))
         self._phase = _Phase.OPENING
         self._backend = backend
         self._dispatcher = Dispatcher(self._scheduler, backend)

@@ -250,6 +250,13 @@ class Scheduler:
             self._run_again([live[i : i + size] for i in range(0, len(live), max(size, 1))])
         return self._free(batch, now, todo)
 
+    def worker_ending(self, slot: int) -> None:
+        """Give nothing more to a worker; what it still answers counts."""
+        if slot in self._idle:
+            self._idle.remove(slot)
+        elif slot in self._running:
+            self._running[slot].killed = True
+
     def worker_lost(self, slot: int, error: ErrorFactory, now: float) -> Todo:
         """Take note of a worker's death.
 
@@ -257,8 +264,7 @@ class Scheduler:
         them before: those fail.
         """
         todo = Todo()
-        if slot in self._idle:
-            self._idle.remove(slot)
+        self.worker_ending(slot)
         batch = self._running.get(slot)
         if batch is None:
             return todo
