@@ -235,7 +235,7 @@ async def test_what_preload_names_is_imported_once_for_all_forked_workers(
     async with pool:
         await pool.wait_ready()
     imports = (tmp_path / "imports").read_text(encoding="utf-8").split()
-    assert len(imports) == (1 if fork else 4)  # the template's, and one in each worker
+    assert len(imports) == (1 if fork else 3)  # in the template; or in each worker, and only there
 
 
 @ONE_LOOP
