@@ -58,8 +58,8 @@ class EstimatorPredictor:
     one array.
     """
 
-    preload = ("tensorflow", "tensorflow_estimator")
-    row_wise = True
+    preload: tuple[str, ...] = ("tensorflow", "tensorflow_estimator")
+    row_wise: bool = True
 
     def __init__(
         self,

@@ -39,8 +39,8 @@ class FunctionPredictor(Generic[Outputs]):
             raise TypeError(
                 f"load is {load!r}, expected a function that returns the predicting one"
             )
-        self.preload = tuple(preload)
-        self.row_wise = row_wise
+        self.preload: tuple[str, ...] = tuple(preload)
+        self.row_wise: bool = row_wise
         self.signature: SignatureSource = (
             None if signature is None else Signature.declared(signature)
         )
