@@ -397,7 +397,7 @@ async def test_a_pool_without_slots_tells_every_caller_at_once(
             await pool.wait_ready()
         assert pool.statistics().ready == 0
         assert adds_up(pool)
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -455,7 +455,7 @@ async def test_a_hung_worker_does_not_keep_the_pool_from_closing(nothing_left: F
     async with pool:
         with pytest.raises(TimeoutError):
             await pool.predict([1.0])
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
 
 
 async def test_a_stopped_worker_that_goes_on_after_it_was_replaced_answers_nobody(
@@ -517,7 +517,7 @@ async def test_a_pool_survives_the_death_of_its_idle_template(
         again = await stage.hears()
         assert await template_of(nothing_left, {again}) != template
         assert "the template process has ended: starting another one" in caplog.text
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
 
 
 async def test_a_pool_closes_after_the_death_of_its_template(
@@ -528,7 +528,7 @@ async def test_a_pool_closes_after_the_death_of_its_template(
         template = await template_of(nothing_left, {worker})
         os.kill(template, signal.SIGKILL)
         await until(lambda: template not in nothing_left.pids())
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
 
 
 async def test_a_template_killed_under_load_loses_nothing(

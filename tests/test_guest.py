@@ -78,7 +78,7 @@ async def test_an_application_that_reaps_all_its_children_is_no_trouble(
         assert (await pool.predict([1.0])).tolist() == [2.0]
         reap()
     reap()
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
 
 
 async def test_two_pools_do_not_know_of_each_other() -> None:
@@ -109,7 +109,7 @@ async def test_loops_in_several_threads_have_their_own_pools(nothing_left: Famil
     for thread in threads:
         thread.join()
     assert sorted(answers) == sorted([2.0 * value for value in range(50)] * 4)
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
 
 
 def test_a_pool_outlives_the_thread_that_ran_its_opening() -> None:

@@ -179,7 +179,7 @@ async def test_grace_period_limits_aclose(stage: Stage, nothing_left: Family) ->
             if answered:
                 stage.let_go()
         assert pool.statistics().answered == answered
-        assert not nothing_left.pids()
+        assert nothing_left.gone_within(1)
 
 
 def _is_closing(pool: PredictorPool[Any]) -> bool:

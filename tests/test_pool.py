@@ -172,7 +172,7 @@ async def test_all_who_close_at_once_wait_for_the_same_end(
     async def close() -> None:
         nonlocal ended
         await pool.aclose()
-        assert not nothing_left.pids()
+        assert nothing_left.gone_within(1)
         ended += 1
 
     async with anyio.create_task_group() as group:
@@ -202,7 +202,7 @@ async def test_after_the_grace_period_waiters_get_pool_closed_and_workers_are_ki
         group.start_soon(ask)
         await stage.hears()
         await pool.aclose()
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
     assert adds_up(pool)
 
 
@@ -228,7 +228,7 @@ async def test_a_cancelled_aclose_kills_and_tells_every_caller(
             group.start_soon(_cancel_when_blocked, scope)
             await pool.aclose()
         assert scope.cancelled_caught
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
     assert repr(pool) == "<PredictorPool closed>"
     assert adds_up(pool)
 
@@ -260,7 +260,7 @@ async def test_a_cancelled_open_leaves_nothing(
             group.start_soon(pool.open)
             await stage.hears()
             group.cancel_scope.cancel()
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
     assert repr(pool) == "<PredictorPool closed>"
 
 
@@ -273,7 +273,7 @@ async def test_an_open_cancelled_while_the_template_starts_leaves_nothing(
         group.start_soon(pool.open)
         await until(lambda: launcher._templates)
         group.cancel_scope.cancel()
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
     await until(lambda: not launcher._lock.statistics().locked)  # the start in it has ended, too
 
 
@@ -282,7 +282,7 @@ async def test_an_open_cancelled_at_once_leaves_nothing(nothing_left: Family) ->
     with anyio.CancelScope() as scope:
         scope.cancel()
         await pool.open()
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
     assert repr(pool) == "<PredictorPool closed>"
 
 
@@ -307,7 +307,7 @@ async def test_closing_a_pool_that_is_opening_ends_it_and_open_says_so(
         with pytest.raises(PoolClosed, match="opening"):
             await pool.predict([1.0])
         await pool.aclose()
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
     assert repr(pool) == "<PredictorPool closed>"
 
 
@@ -325,7 +325,7 @@ async def test_closing_while_further_workers_start_does_not_wait_for_them(
 
     async with PredictorPool(FunctionPredictor(load), workers=2):
         await stage.hears()
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
 
 
 async def test_a_pool_is_opened_in_one_task_and_closed_in_another() -> None:

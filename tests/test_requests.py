@@ -629,3 +629,15 @@ async def test_outputs_that_cannot_travel_fail_one_request_and_harm_nobody() -> 
         assert (await pool.predict([4])).tolist() == [4]
         assert pool.statistics().failed == 3
         assert pool.statistics().restarts == 0
+
+
+@ONE_LOOP
+async def test_a_request_that_no_frame_can_hold_is_refused_and_disturbs_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("predictpool._dispatcher.MAX_REQUEST", 80)
+    async with PredictorPool(doubling(), workers=1) as pool:
+        with pytest.raises(InvalidFeatures, match="are 88 bytes, and one request may have 80"):
+            await pool.predict(np.zeros(11))
+        assert (await pool.predict(np.ones(10))).tolist() == [2.0] * 10
+        assert adds_up(pool)

@@ -83,7 +83,7 @@ async def test_a_first_worker_that_cannot_start_is_one_clear_error(  # noqa: PLR
         assert ", in load" in caught.value.traceback
         assert caught.value.traceback in str(caught.value)
     assert stage.heard() == ["one more"]  # and not one for each worker
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
     assert not caplog.records  # raised, not logged too
     assert repr(pool) == "<PredictorPool closed>"
 
@@ -110,7 +110,7 @@ async def test_a_predictor_or_warmup_that_does_not_pickle_is_a_type_error_before
         await PredictorPool(calling(lambda x: (lock, x)), workers=1).open()
     with pytest.raises(TypeError, match="warmup cannot be sent to a worker"):
         await PredictorPool(doubling(), workers=1, warmup=lock).open()
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
 
 
 @ONE_LOOP
@@ -142,7 +142,7 @@ async def test_a_start_that_takes_too_long_is_ended(stage: Stage, nothing_left: 
     pool = PredictorPool(FunctionPredictor(load), workers=1, start_timeout=0.3)
     with pytest.raises(WorkerStartError, match=r"not ready within start_timeout=0\.3 s"):
         await pool.open()
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
 
 
 async def test_a_template_that_dies_at_once_is_a_start_error(
@@ -151,7 +151,7 @@ async def test_a_template_that_dies_at_once_is_a_start_error(
     monkeypatch.setenv("PYTHONHOME", "/nonexistent")
     with pytest.raises(WorkerStartError, match="template process ended before it was ready"):
         await PredictorPool(doubling(), workers=1).open()
-    assert not nothing_left.pids()
+    assert nothing_left.gone_within(1)
     assert "Python" in capfd.readouterr().err
 
 

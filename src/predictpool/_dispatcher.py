@@ -20,7 +20,7 @@ from predictpool._errors import InvalidFeatures, PredictionError, TooManyRequest
 from predictpool._launcher import WorkerHandle
 from predictpool._scheduler import Batch, ErrorFactory, Request, Scheduler, Todo
 from predictpool._signature import Encoder, Signature, SignatureSource, as_arrays
-from predictpool._wire import SNAPSHOT_BYTES, Frame, Kind, Parts, Schema
+from predictpool._wire import MAX_REQUEST, SNAPSHOT_BYTES, Frame, Kind, Parts, Schema
 from predictpool._worker import Failure, Ready
 
 logger = logging.getLogger("predictpool")
@@ -100,6 +100,7 @@ class Dispatcher:
             raise _too_many(scheduler)
         try:
             call = self._encode(features, one)
+            _check_size(call)
         except InvalidFeatures:
             scheduler.reject()
             raise
@@ -264,6 +265,17 @@ def _wake(request: Request, result: Result) -> None:
     request.payload = None
     if not call.waiter.done():
         call.waiter.set_result(result)
+
+
+def _check_size(call: Call) -> None:
+    size = sum(map(len, call.parts))
+    if size > MAX_REQUEST:
+        raise InvalidFeatures(
+            f"the features of this request are {size:,} bytes, and one request may have "
+            f"{MAX_REQUEST:,}: send fewer rows at a time",
+            given=f"{size:,} bytes",
+            expected=f"at most {MAX_REQUEST:,} bytes",
+        )
 
 
 def _too_many(scheduler: Scheduler) -> TooManyRequests:

@@ -36,9 +36,8 @@ _REPORT_BYTES = 16384
 # How long the kernel may take to end a killed process: it waits for devices.
 _REAP_WAIT = 5.0
 
-# In force in the template and all workers, unless the user has set them. One BLAS thread
-# leaves the template single-threaded after `import tensorflow` (2.15, 2.21): only so may
-# it fork.
+# One BLAS thread leaves the template single-threaded after `import tensorflow` (2.15,
+# 2.21), and only so may it fork: this one overrides the user's setting.
 _FORCED = {"OPENBLAS_NUM_THREADS": "1"}
 _DEFAULTS = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 

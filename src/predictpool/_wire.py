@@ -40,7 +40,8 @@ Parts: TypeAlias = list[Buffer]
 HEADER = struct.Struct("<HBBIQQQ")
 MAGIC = 0x5050
 MAX_SCHEMA = 1 << 26
-MAX_PAYLOAD = 1 << 34
+MAX_PAYLOAD = 1 << 40
+MAX_REQUEST = 1 << 34
 
 # Up to this size an array is copied when it is encoded, so that its owner may change
 # it at once; beyond, the copy would cost more than the promise is worth (design: "small
