@@ -343,10 +343,9 @@ def _without_autograph(estimator: Any, build: Callable[[], Any]) -> Any:
     """
     import tensorflow as tf
 
-    if type(estimator).__module__.startswith("tensorflow_estimator."):
-        canned = type(estimator) is not tf.estimator.Estimator
-    else:
-        canned = False
+    kind = type(estimator)
+    theirs = kind.__module__.startswith("tensorflow_estimator.")
+    canned = theirs and kind is not tf.estimator.Estimator
     return tf.autograph.experimental.do_not_convert(build)() if canned else build()
 
 
