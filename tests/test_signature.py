@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from predictpool import _wire
+from predictpool import _columns
 from predictpool._errors import InvalidFeatures
 from predictpool._signature import (
     REQUIRED,
@@ -556,7 +556,7 @@ def test_text_arrives_as_utf8_and_bytes_as_they_are(value: Any) -> None:
     assert arrived.dtype == object
     assert arrived.tolist() == ["ä".encode(), value[1], b"a\0", b"", b""]
     assert {type(item) for item in arrived} == {bytes}
-    assert _wire.column_code(arrived) == "bytes"
+    assert _columns.column_code(arrived) == "bytes"
 
 
 @pytest.mark.parametrize("dtype", ["U5", "S5"])

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from itertools import islice
 
 from predictpool._backend import Backend, Cancellable
-from predictpool._wire import Buffer, Frame, FrameDecoder, Parts, WireError
+from predictpool._columns import Buffer, Parts, WireError
+from predictpool._wire import Frame, FrameDecoder
 
 # The most that is read or written before other callbacks of the loop get their turn.
 _BUDGET = 1 << 20

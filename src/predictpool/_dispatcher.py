@@ -14,13 +14,14 @@ import anyio
 import cloudpickle
 import numpy as np
 
-from predictpool import _wire
+from predictpool import _columns, _wire
 from predictpool._backend import Backend, Cancellable, Waiter
+from predictpool._columns import SNAPSHOT_BYTES, Parts, Schema
 from predictpool._errors import InvalidFeatures, PredictionError, TooManyRequests
 from predictpool._launcher import WorkerHandle
 from predictpool._scheduler import Batch, ErrorFactory, Request, Scheduler, Todo
 from predictpool._signature import Encoder, Signature, SignatureSource, as_arrays
-from predictpool._wire import MAX_REQUEST, SNAPSHOT_BYTES, Frame, Kind, Parts, Schema
+from predictpool._wire import MAX_REQUEST, Frame, Kind
 from predictpool._worker import Failure, Ready
 
 logger = logging.getLogger("predictpool")
@@ -156,7 +157,8 @@ class Dispatcher:
         batch, todo = self._scheduler.answered(slot, frame.id, self._clock())
         self._in_hand = batch
         # The next batch is sent first: its worker would be idle while callers are served.
-        self._carry_out(todo)
+        if todo:
+            self._carry_out(todo)
         if batch is not None:
             self._hand_out(batch, frame)
             self._in_hand = None
@@ -194,7 +196,7 @@ class Dispatcher:
             encoded = Encoder(inferred).encode(features, one=one)
             return Call(*encoded, waiter, one, inferred)
         try:
-            schema, parts = _wire.encode_features(arrays, mapping, cloudpickle.dumps)
+            schema, parts = _columns.encode_features(arrays, mapping, cloudpickle.dumps)
         except Exception as error:
             raise InvalidFeatures(
                 f"features cannot be sent to a worker: {error}", given=str(error)
@@ -299,9 +301,9 @@ class _Outputs:
             self._per_row = None
             self._whole = _wire.loads_cautiously(frame.payload)
             return
-        schema = _wire.parse_schema(frame.schema)
+        schema = _columns.parse_schema(frame.schema)
         self._per_row = [column.per_row for column in schema.columns]
-        self._whole = _wire.decode_payload(
+        self._whole = _columns.decode_payload(
             schema, frame.rows, frame.payload, _wire.loads_cautiously
         )
         # A view of one row would keep the whole batch in memory as long as it lives.

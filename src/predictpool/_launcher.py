@@ -19,11 +19,12 @@ from typing import Any, Protocol
 
 import anyio
 
-from predictpool import _wire
+from predictpool import _columns, _wire
 from predictpool._backend import Backend, Cancellable
 from predictpool._channel import Channel
+from predictpool._columns import Parts, Schema
 from predictpool._devices import Device
-from predictpool._wire import Frame, Kind, Parts, Schema
+from predictpool._wire import Frame, Kind
 from predictpool._worker import Failure, Ready, Start
 
 logger = logging.getLogger("predictpool")
@@ -483,7 +484,7 @@ class _LocalWorker:
 
     def send(self, batch_id: int, schema: Schema, requests: Sequence[Parts], rows: int) -> None:
         """Send a batch."""
-        payload, size = _wire.join_parts(requests)
+        payload, size = _columns.join_parts(requests)
         self._channel.send(
             _wire.encode_frame(
                 Kind.PREDICT,

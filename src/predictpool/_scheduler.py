@@ -27,6 +27,9 @@ from typing import Any
 from predictpool._errors import PoolTimeout
 from predictpool._statistics import Counters
 
+# So many need no tidying up.
+_FEW_DEADLINES = 64
+
 
 class State(Enum):
     """Where a request is."""
@@ -93,6 +96,10 @@ class Todo:
     fail: list[tuple[Request, BaseException]] = field(default_factory=list)
     kill: list[tuple[int, str]] = field(default_factory=list)
     send: list[Batch] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.send or self.fail or self.kill)
 
 
 ErrorFactory = Callable[[], BaseException]
@@ -380,8 +387,10 @@ class Scheduler:
     def _forget_old_deadlines(self) -> None:
         # Finished requests leave their deadlines behind; without this, an hour's timeout
         # would keep an hour's requests in memory.
+        if len(self._deadlines) <= _FEW_DEADLINES:
+            return
         live = self.waiting + sum(len(batch.requests) for batch in self._running.values())
-        if len(self._deadlines) > 2 * live + 64:
+        if len(self._deadlines) > 2 * live + _FEW_DEADLINES:
             self._deadlines = [e for e in self._deadlines if e[2].state is not State.DONE]
             heapq.heapify(self._deadlines)
 

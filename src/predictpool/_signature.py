@@ -16,8 +16,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from predictpool._columns import Array, Column, Parts, Schema, encode, make_schema
 from predictpool._errors import InvalidFeatures
-from predictpool._wire import Array, Column, Parts, Schema, encode_column, make_schema, pack_items
 
 Arrays: TypeAlias = dict[str, Array]
 RowShape: TypeAlias = tuple[int | None, ...]
@@ -215,57 +215,42 @@ class Encoder:
         """Check and encode the features of one request.
 
         Returns:
-            the schema, the segments of all columns, and the number of rows.
+            the schema, the segments of its payload, and the number of rows.
 
         Raises:
             InvalidFeatures: as `Signature.conform`.
         """
-        if self._schema is not None and not one and type(features) is dict:
-            exact = self._encode_exact(features)
-            if exact is not None:
-                return self._schema, *exact
+        exact = None if one else self._encode_exact(features)
+        if exact is not None:
+            return exact
         arrays = self._signature.conform(features, one=one)
-        parts: Parts = []
-        for name, code in self._codes.items():
-            parts.extend(encode_column(arrays[name], code))
-        return self._schema or self._schema_of(arrays), parts, len(next(iter(arrays.values())))
+        schema = self._schema or self._schema_of(arrays)
+        rows = len(next(iter(arrays.values())))
+        parts = encode(schema, arrays, rows, _text_as_bytes)
+        assert parts is not None
+        return schema, parts, rows
 
-    def _encode_exact(self, features: dict[str, Any]) -> tuple[Parts, int] | None:
-        """Encode arrays that are right as they are, in a third of the time that `conform` takes.
+    def _encode_exact(self, features: Any) -> tuple[Schema, Parts, int] | None:
+        """Encode arrays that are right as they are, much faster than by way of `conform`.
 
         None where anything is otherwise, if only for `conform` to say what is wrong.
         """
-        specs = self._signature.features
-        if len(features) != len(specs):
+        schema = self._schema
+        if schema is None or type(features) is not dict or len(features) != len(schema.names):
             return None
-        parts: Parts = []
-        rows = -1
-        for name, spec in specs.items():
-            values = features.get(name)
-            if type(values) is not np.ndarray or values.dtype != spec.dtype:
-                return None
-            shape = values.shape
-            if not shape or (shape[1:] != spec.shape and (len(shape) > 1 or spec.shape != (1,))):
-                return None
-            if rows not in (-1, shape[0]):
-                return None
-            rows = shape[0]
-            if spec.dtype.kind != "O":
-                parts.extend(encode_column(values, spec.dtype.str))
-                continue
-            items = _exact_text(values)
-            if items is None:
-                return None
-            parts.extend(pack_items(items))
-        return parts, rows
+        shape = getattr(next(iter(features.values())), "shape", ())
+        if not shape:
+            return None
+        parts = encode(schema, features, shape[0], _text_as_bytes, flat=True)
+        return None if parts is None else (schema, parts, shape[0])
 
     def _schema_of(self, arrays: Arrays) -> Schema:
         columns = (Column(name, code, arrays[name].shape[1:]) for name, code in self._codes.items())
         return make_schema(tuple(columns), not self._signature.unnamed)
 
 
-def _exact_text(values: Array) -> list[bytes] | None:
-    items: list[Any] = values.ravel().tolist()
+def _text_as_bytes(items: list[Any], _: str) -> list[bytes] | None:
+    """Turn text into UTF-8, in place; None where something is no text."""
     for index, item in enumerate(items):
         if type(item) is str:
             try:

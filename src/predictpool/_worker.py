@@ -19,6 +19,7 @@ import cloudpickle
 import numpy as np
 
 from predictpool import _wire
+from predictpool._columns import OutputEncoder, Parts, Schema, decode_payload, parse_schema
 from predictpool._devices import Device
 from predictpool._signature import Arrays, Signature, SignatureSource, as_arrays
 from predictpool._wire import Frame, Kind
@@ -98,12 +99,13 @@ def main(connection: socket.socket) -> None:
         _send(connection, _wire.encode_message(Kind.START_FAILED, 0, describe(error)))
         return
     _send(connection, message)
+    encoder = OutputEncoder()
     for frame in frames:
         if frame.kind is Kind.STOP:
             predictor.close()
             _send(connection, _wire.encode_frame(Kind.GOODBYE))
             return
-        _send(connection, _answer(predictor, frame))
+        _send(connection, _answer(predictor, encoder, frame))
 
 
 def describe(error: BaseException, *, broke_rows: bool = False) -> Failure:
@@ -195,28 +197,27 @@ def _brief(values: Any) -> str:
 
 
 def _divisible(outputs: Any, rows: int) -> bool:
-    encoded = _wire.encode_outputs(outputs, rows)
-    return encoded is not None and all(column.per_row for column in encoded[0].columns)
+    encoded = OutputEncoder().encode(outputs, rows)
+    return encoded is not None and encoded[0].divisible
 
 
 # --- serve -------------------------------------------------------------------------
 
 
-def _answer(predictor: Any, frame: Frame) -> _wire.Parts:
+def _answer(predictor: Any, encoder: OutputEncoder, frame: Frame) -> Parts:
     try:
-        schema = _wire.parse_schema(frame.schema)
-        features = _wire.decode_payload(schema, frame.rows, frame.payload)
+        schema = parse_schema(frame.schema)
+        features = decode_payload(schema, frame.rows, frame.payload)
         outputs = predictor.predict(features)
-        return _encode_answer(outputs, frame)
+        return _encode_answer(encoder.encode(outputs, frame.rows), outputs, frame)
     except RowsBroken as error:
         return _wire.encode_message(Kind.FAILURE, frame.id, describe(error, broke_rows=True))
     except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
         return _wire.encode_message(Kind.FAILURE, frame.id, describe(error))
 
 
-def _encode_answer(outputs: Any, frame: Frame) -> _wire.Parts:
-    encoded = _wire.encode_outputs(outputs, frame.rows)
-    if frame.joined and (encoded is None or not all(c.per_row for c in encoded[0].columns)):
+def _encode_answer(encoded: tuple[Schema, Parts] | None, outputs: Any, frame: Frame) -> Parts:
+    if frame.joined and (encoded is None or not encoded[0].divisible):
         raise RowsBroken("outputs without a row axis cannot be divided among several requests")
     if encoded is None:
         data = pickle.dumps(outputs, protocol=5)
@@ -224,9 +225,13 @@ def _encode_answer(outputs: Any, frame: Frame) -> _wire.Parts:
             Kind.ANSWER_OBJECT, frame.id, rows=frame.rows, payload=(data,), size=len(data)
         )
     schema, parts = encoded
-    payload, size = _wire.join_parts([parts])
     return _wire.encode_frame(
-        Kind.ANSWER, frame.id, rows=frame.rows, schema=schema.blob, payload=payload, size=size
+        Kind.ANSWER,
+        frame.id,
+        rows=frame.rows,
+        schema=schema.blob,
+        payload=parts,
+        size=sum(map(len, parts)),
     )
 
 
@@ -246,7 +251,7 @@ def _receive(connection: socket.socket) -> Iterator[Frame]:
         yield from decoder.received(count)
 
 
-def _send(connection: socket.socket, buffers: _wire.Parts) -> None:
+def _send(connection: socket.socket, buffers: Parts) -> None:
     try:
         for buffer in buffers:
             connection.sendall(buffer)

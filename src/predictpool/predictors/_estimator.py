@@ -26,6 +26,7 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
+from predictpool._columns import Array
 from predictpool._devices import Device
 from predictpool._signature import (
     REQUIRED,
@@ -34,7 +35,6 @@ from predictpool._signature import (
     Signature,
     SignatureSource,
 )
-from predictpool._wire import Array
 
 Method = Literal["generator", "session"]
 Outputs = dict[str, Array]
