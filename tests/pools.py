@@ -60,6 +60,13 @@ def naming_pids(stage: Stage) -> FunctionPredictor[Any]:
     return FunctionPredictor(load)
 
 
+def pids_of(pool: PredictorPool[Any]) -> list[int]:
+    """Return the process ids of the workers that have the slots now, in their order."""
+    assert pool._supervisor is not None
+    workers = [slot.worker for slot in pool._supervisor.slots]
+    return [worker.pid for worker in workers if worker is not None and worker.pid is not None]
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Let the event loop turn until something is true that has no event of its own."""
     with anyio.fail_after(15):

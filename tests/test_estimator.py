@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -368,6 +369,22 @@ async def test_checkpoint_path(trained: Path, method: str) -> None:
         outputs = await pool.predict(rows_of(known.features, slice(3)))
     difference = np.abs(outputs["predictions"] - known.expected["predictions"][:3])
     assert difference.max() > 1e-3  # the weights of before the training
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_reload_takes_the_newest_checkpoint(
+    trained: Path, tmp_path: Path, method: str
+) -> None:
+    known = Known(trained, "regressor")
+    shutil.copytree(trained / "regressor", tmp_path / "regressor")
+    newest = tmp_path / "regressor" / "checkpoint"  # where TensorFlow writes which one it is
+    newest.write_text('model_checkpoint_path: "model.ckpt-0"\n')
+    async with open_pool(tmp_path, "regressor", method) as pool:
+        before = await pool.predict(rows_of(known.features, slice(3)))
+        assert np.abs(before["predictions"] - known.expected["predictions"][:3]).max() > 1e-3
+        newest.write_text('model_checkpoint_path: "model.ckpt-60"\n')
+        await pool.reload()
+        await known.check(pool, slice(3))
 
 
 # --- what cannot be loaded ---------------------------------------------------------

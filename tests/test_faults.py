@@ -21,9 +21,9 @@ import psutil
 import pytest
 
 from predictpool import BrokenWorkerError, FunctionPredictor, PredictorPool, WorkerStartError
-from predictpool import _supervisor as supervisor_module
+from predictpool import _slot as slot_module
 from tests.conftest import Family
-from tests.pools import ONE_LOOP, POOL_TEST, adds_up, calling, held, naming_pids, until
+from tests.pools import ONE_LOOP, POOL_TEST, adds_up, calling, held, naming_pids, pids_of, until
 from tests.stage import Stage
 
 pytestmark = [*POOL_TEST, pytest.mark.faults]
@@ -33,11 +33,11 @@ pytestmark = [*POOL_TEST, pytest.mark.faults]
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back-off in milliseconds, so that a slot is given up quickly."""
 
-    class Quick(supervisor_module.Backoff):
+    class Quick(slot_module.Backoff):
         def __init__(self) -> None:
             super().__init__(first=0.001, longest=0.002, tries=3)
 
-    monkeypatch.setattr(supervisor_module, "Backoff", Quick)
+    monkeypatch.setattr(slot_module, "Backoff", Quick)
 
 
 def segfault() -> None:
@@ -546,7 +546,7 @@ async def test_a_template_killed_under_load_loses_nothing(
                 group.start_soon(ask, float(value))
             await stage.hears()
             await stage.hears()
-            workers = {slot.handle.pid for slot in pool._supervisor.slots}  # type: ignore[union-attr]
+            workers = set(pids_of(pool))
             os.kill(await template_of(nothing_left, workers), signal.SIGKILL)
             for worker in workers:
                 os.kill(worker, signal.SIGKILL)
@@ -569,7 +569,7 @@ async def test_a_template_killed_while_it_starts_a_worker_is_replaced(
 
     async with PredictorPool(FunctionPredictor(load), workers=2) as pool:
         worker = await stage.hears()
-        first = pool._supervisor.slots[0].handle.pid  # type: ignore[union-attr]
+        (first,) = pids_of(pool)
         os.kill(await template_of(nothing_left, {worker, first}), signal.SIGKILL)
         os.kill(worker, signal.SIGKILL)
         await stage.hears()
@@ -626,9 +626,9 @@ async def test_a_restart_without_a_free_file_descriptor_is_tried_again(
     missing: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    real = supervisor_module.Backoff
+    real = slot_module.Backoff
     monkeypatch.setattr(
-        supervisor_module, "Backoff", lambda: real(first=0.01, longest=0.01, tries=10_000)
+        slot_module, "Backoff", lambda: real(first=0.01, longest=0.01, tries=10_000)
     )
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as taken:

@@ -572,6 +572,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.working: dict[int, Batch] = {}
         self.idle: set[int] = set()
         self.killed: set[int] = set()
+        self.retired: set[int] = set()
         self.old_ids: list[int] = []
         self.refused = self.batches = 0
         self.running_seconds = self.waiting_seconds = 0.0
@@ -636,7 +637,8 @@ class PoolMachine(RuleBasedStateMachine):
     # --- workers
 
     def empty_slots(self) -> list[int]:
-        return [slot for slot in SLOTS if slot not in {*self.working, *self.idle, *self.killed}]
+        there = {*self.working, *self.idle, *self.killed, *self.retired}
+        return [slot for slot in SLOTS if slot not in there]
 
     @precondition(lambda self: self.empty_slots())
     @rule(data=st.data())
@@ -703,9 +705,39 @@ class PoolMachine(RuleBasedStateMachine):
                     self.again[one] = 1
         self.idle.discard(slot)
         self.killed.discard(slot)
+        self.retired.discard(slot)
         todo = self.pool.worker_lost(slot, Lost, self.now)
         assert {one for one, error in todo.fail if isinstance(error, Lost)} == guilty
         self.carry_out(todo)
+
+    def serving(self) -> list[int]:
+        return sorted({*self.idle, *self.working} - self.retired - self.killed)
+
+    @precondition(lambda self: self.serving())
+    @rule(data=st.data())
+    def some_worker_is_to_be_replaced(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(self.serving()))
+        self.idle.discard(slot)
+        self.retired.add(slot)
+        self.pool.retire(slot)
+
+    @precondition(lambda self: self.retired - set(self.working))
+    @rule(data=st.data())
+    def some_worker_is_replaced(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.retired - set(self.working))))
+        self.retired.remove(slot)
+        self.worker_becomes_ready(slot)
+
+    @precondition(lambda self: self.retired)
+    @rule(data=st.data())
+    def some_worker_is_not_replaced_after_all(self, data: st.DataObject) -> None:
+        self.worker_goes_on(data.draw(st.sampled_from(sorted(self.retired))))
+
+    def worker_goes_on(self, slot: int) -> None:
+        self.retired.remove(slot)
+        if slot not in self.working:
+            self.idle.add(slot)
+        self.carry_out(self.pool.unretire(slot, self.now))
 
     @precondition(lambda self: self.old_ids)
     @rule(slot=st.sampled_from(SLOTS), data=st.data())
@@ -733,6 +765,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert slot not in self.killed
             assert self.working[slot].started_at + self.hang_timeout <= self.now
             self.killed.add(slot)
+            self.retired.discard(slot)
         for batch in todo.send:
             self.start_batch(batch)
 
@@ -764,7 +797,7 @@ class PoolMachine(RuleBasedStateMachine):
         batch = self.working.pop(slot)
         self.old_ids.append(batch.id)
         self.running_seconds += self.now - batch.started_at
-        if slot not in self.killed:
+        if slot not in self.killed | self.retired:
             self.idle.add(slot)
         return batch
 
@@ -845,6 +878,8 @@ class PoolMachine(RuleBasedStateMachine):
             return
         for slot in list(self.killed):
             self.worker_is_lost(slot)
+        for slot in list(self.retired):
+            self.worker_goes_on(slot)
         # Each request at most once in every size of batch, and once for each retry.
         for _ in range(10 * len(self.requests)):
             if not self.live():

@@ -72,6 +72,7 @@ class Dispatcher:
         self._timer_at = math.inf
         self._quiet: anyio.Event | None = None
         self._in_hand: Batch | None = None
+        self._retiring: tuple[int, anyio.Event] | None = None
 
     @property
     def signature(self) -> SignatureSource:
@@ -137,7 +138,8 @@ class Dispatcher:
     def worker_ready(self, slot: int, handle: WorkerHandle, ready: Ready) -> None:
         """Give work to a worker."""
         self._handles[slot] = handle
-        if not isinstance(self.signature, Signature):
+        self._broken = None
+        if isinstance(ready.signature, Signature) or not isinstance(self.signature, Signature):
             self.signature = ready.signature
         if not ready.row_wise:
             self._row_wise = False
@@ -146,6 +148,34 @@ class Dispatcher:
     def worker_ending(self, slot: int) -> None:
         """Give nothing more to a worker that is about to be lost."""
         self._scheduler.worker_ending(slot)
+
+    def check_signature(self, ready: Ready) -> None:
+        """Raise ValueError if a new predictor cannot answer the requests that wait.
+
+        They are encoded for the signature that the pool has.
+        """
+        old, new = self.signature, ready.signature
+        if isinstance(old, Signature) and isinstance(new, Signature) and str(old) != str(new):
+            raise ValueError(
+                f"the new predictor takes other features than this pool's ({new}; the pool: "
+                f"{old}): open another pool for it"
+            )
+
+    async def retire(self, slot: int) -> None:
+        """Give nothing more to a slot's worker, and wait until it has answered."""
+        self._scheduler.retire(slot)
+        event = anyio.Event()
+        self._retiring = (slot, event)
+        try:
+            self._note_quiet()
+            await event.wait()
+        finally:
+            self._retiring = None
+
+    def unretire(self, slot: int) -> None:
+        """Go on giving requests to a slot's worker, if it still has one."""
+        if slot in self._handles:
+            self._carry_out(self._scheduler.unretire(slot, self._clock()))
 
     def worker_lost(self, slot: int, error: ErrorFactory) -> None:
         """Have the requests of a dead worker run again, or fail."""
@@ -260,6 +290,8 @@ class Dispatcher:
     def _note_quiet(self) -> None:
         if self._quiet is not None and self._scheduler.quiet:
             self._quiet.set()
+        if self._retiring is not None and self._scheduler.batch_of(self._retiring[0]) is None:
+            self._retiring[1].set()
 
 
 def _wake(request: Request, result: Result) -> None:

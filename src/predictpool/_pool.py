@@ -22,8 +22,9 @@ from predictpool._errors import PoolClosed, PredictorPoolError
 from predictpool._launcher import Launcher, LocalLauncher
 from predictpool._scheduler import Request, Scheduler
 from predictpool._signature import Signature
+from predictpool._slot import Recipe
 from predictpool._statistics import PoolStatistics
-from predictpool._supervisor import Recipe, Supervisor
+from predictpool._supervisor import Supervisor
 from predictpool.predictors._base import Predictor
 
 OutputsT = TypeVar("OutputsT")
@@ -160,11 +161,7 @@ class PredictorPool(Generic[OutputsT]):
             raise RuntimeError(
                 f"this pool is {self._phase.value}; a pool is opened once: make another one"
             )
-        recipe = Recipe(
-            _pickled("the predictor", self._predictor),
-            None if self._warmup is None else _pickled("warmup", self._warmup),
-            self._start_timeout,
-        )
+        recipe = self._recipe(self._predictor)
         backend = current_backend(_weakly(self))
         self._launcher.bind(backend, tuple(self._predictor.preload))
         cores = available_cores()
@@ -236,6 +233,29 @@ class PredictorPool(Generic[OutputsT]):
                 "so many will never be ready"
             )
         await supervisor.wait_ready(len(supervisor.slots) if workers is None else workers)
+
+    async def reload(self, predictor: Predictor[OutputsT] | None = None) -> None:
+        """Load the model anew in every slot, one after another, while the pool serves on.
+
+        A new worker loads and warms up beside the old one, which goes on answering until
+        then; no request is lost or refused for it. Once this has returned every answer is
+        the new model's. Slots that were given up are filled again, so this also brings
+        back a pool that has no worker left.
+
+        Args:
+            predictor: what to load from now on; by default what the pool has loaded so
+                far, which finds the newest checkpoint of an estimator.
+
+        Raises:
+            WorkerStartError: a new worker could not load or warm up; its slot and those
+                behind it keep the model they have.
+            ValueError: the new predictor's signature is not the pool's.
+            PoolClosed: the pool is not open, or was closed meanwhile.
+        """
+        supervisor = self._open_supervisor()
+        if predictor is not None:
+            _check_predictor(predictor)
+        await supervisor.reload(None if predictor is None else self._recipe(predictor))
 
     # --- predicting ----------------------------------------------------------------
 
@@ -388,6 +408,13 @@ class PredictorPool(Generic[OutputsT]):
     def _forget(self, request: Request) -> None:
         if self._dispatcher is not None:
             self._dispatcher.cancel(request)
+
+    def _recipe(self, predictor: Predictor[OutputsT]) -> Recipe:
+        return Recipe(
+            _pickled("the predictor", predictor),
+            None if self._warmup is None else _pickled("warmup", self._warmup),
+            self._start_timeout,
+        )
 
     def _open_supervisor(self) -> Supervisor:
         if self._phase is not _Phase.OPEN or self._supervisor is None:

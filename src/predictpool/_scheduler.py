@@ -120,6 +120,7 @@ class Scheduler:
         self._queues: OrderedDict[Hashable, OrderedDict[Request, None]] = OrderedDict()
         self._again: deque[list[Request]] = deque()
         self._idle: list[int] = []
+        self._retired: set[int] = set()
         self._running: dict[int, Batch] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
         self._order = itertools.count()
@@ -200,6 +201,7 @@ class Scheduler:
         for slot, batch in self._running.items():
             if not batch.killed and now >= batch.started_at + self._hang_timeout:
                 batch.killed = True
+                self._retired.discard(slot)
                 todo.kill.append((slot, f"ran longer than hang_timeout={self._hang_timeout:g} s"))
         return todo
 
@@ -207,6 +209,7 @@ class Scheduler:
 
     def worker_ready(self, slot: int, now: float) -> Todo:
         """Give work to a worker that has just become ready."""
+        self._retired.discard(slot)
         self._idle.append(slot)
         return self._dispatch(now, Todo())
 
@@ -259,10 +262,27 @@ class Scheduler:
 
     def worker_ending(self, slot: int) -> None:
         """Give nothing more to a worker; what it still answers counts."""
+        self._retired.discard(slot)
         if slot in self._idle:
             self._idle.remove(slot)
         elif slot in self._running:
             self._running[slot].killed = True
+
+    def retire(self, slot: int) -> None:
+        """Give nothing more to a worker that is to be replaced; its batch runs on."""
+        if slot in self._idle:
+            self._idle.remove(slot)
+            self._retired.add(slot)
+        elif slot in self._running and not self._running[slot].killed:
+            self._retired.add(slot)
+
+    def unretire(self, slot: int, now: float) -> Todo:
+        """Go on with a worker that was to be replaced and is not."""
+        if slot in self._retired:
+            self._retired.remove(slot)
+            if slot not in self._running:
+                self._idle.append(slot)
+        return self._dispatch(now, Todo())
 
     def worker_lost(self, slot: int, error: ErrorFactory, now: float) -> Todo:
         """Take note of a worker's death.
@@ -341,7 +361,7 @@ class Scheduler:
 
     def _free(self, batch: Batch, now: float, todo: Todo) -> Todo:
         # A worker that is being killed gets nothing more, even if it answers first.
-        if not batch.killed:
+        if not batch.killed and batch.slot not in self._retired:
             self._idle.append(batch.slot)
         return self._dispatch(now, todo)
 

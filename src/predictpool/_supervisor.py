@@ -1,222 +1,23 @@
-"""Keeps slots filled: start, ready, crash, back-off, stop."""
+"""Keeps slots filled: start, ready, crash, back-off, reload, stop."""
 
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 
 import anyio
 
 from predictpool._devices import Device
 from predictpool._dispatcher import Dispatcher
-from predictpool._errors import BrokenWorkerError, PoolClosed, WorkerStartError
-from predictpool._launcher import End, Launcher, WorkerHandle
+from predictpool._errors import PoolClosed, WorkerStartError
+from predictpool._launcher import Launcher
 from predictpool._scheduler import ErrorFactory
-from predictpool._signature import Signature
-from predictpool._wire import Frame
-from predictpool._worker import Failure, Ready, Start
+from predictpool._slot import Recipe, Slot, SlotState, Worker
+from predictpool._worker import Ready
 
 logger = logging.getLogger("predictpool")
 
-# How long a killed worker's end may take to be noticed.
-_END_WAIT = 5.0
-
-
-class Backoff:
-    """How long to wait before the next try to fill a slot, and when to give it up.
-
-    The first restart is immediate; then the delays double, each with a random part so
-    that slots which failed together do not start together.
-    """
-
-    def __init__(self, *, first: float = 0.25, longest: float = 10.0, tries: int = 6) -> None:
-        self._first = first
-        self._longest = longest
-        self._tries = tries
-        self.failures = 0
-
-    def reset(self) -> None:
-        """Forget the failures: the worker has answered."""
-        self.failures = 0
-
-    def failed(self) -> float | None:
-        """Count a failure. Returns the seconds to wait, or None to give up."""
-        self.failures += 1
-        if self.failures >= self._tries:
-            return None
-        if self.failures == 1:
-            return 0.0
-        delay = min(self._longest, self._first * 2.0 ** (self.failures - 2))
-        return delay * random.uniform(0.5, 1.0)
-
-
-class SlotState(Enum):
-    """What a slot is doing."""
-
-    EMPTY = "empty"
-    STARTING = "starting"
-    READY = "ready"
-    GIVEN_UP = "given up"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What all workers of a pool are started with."""
-
-    predictor: bytes
-    warmup: bytes | None
-    start_timeout: float | None
-
-
-class Slot:
-    """A place for a worker; listens to the worker that fills it."""
-
-    def __init__(self, number: int, device: Device, dispatcher: Dispatcher) -> None:
-        self.number = number
-        self.device = device
-        self.state = SlotState.EMPTY
-        self.backoff = Backoff()
-        self.handle: WorkerHandle | None = None
-        self.last_error = ""
-        self._dispatcher = dispatcher
-        self._changed = anyio.Event()
-        self._ready: Ready | None = None
-        self._failure: Failure | None = None
-        self._end: End | None = None
-        self._pid: int | None = None
-
-    async def fill(self, launcher: Launcher, recipe: Recipe) -> Ready:
-        """Start a worker and wait until it is ready.
-
-        Raises:
-            WorkerStartError: it failed, or took longer than ``start_timeout``.
-        """
-        signature = self._dispatcher.signature
-        known = signature if isinstance(signature, Signature) else None
-        start = Start(recipe.predictor, self.device, recipe.warmup, known)
-        self._ready = self._failure = self._end = self._pid = self.handle = None
-        self._changed = anyio.Event()
-        self.state = SlotState.STARTING
-        ready: Ready | None = None
-        try:
-            with anyio.fail_after(recipe.start_timeout):
-                self.handle = await launcher.start(start, self)
-                self._pid = self.handle.pid
-                await self._until(lambda: self._ready or self._end)
-            if self._end is None:
-                ready = self._ready
-        except TimeoutError:
-            raise self._start_error(
-                f"was not ready within start_timeout={recipe.start_timeout:g} s"
-            ) from None
-        except OSError as error:
-            raise self._start_error(f"could not be started: {error}") from error
-        finally:
-            if ready is None:
-                await self.empty("failed to start")
-        if ready is None:
-            raise self._failed_start()
-        return ready
-
-    def serve(self, ready: Ready) -> None:
-        """Let the worker have requests from now on."""
-        assert self.handle is not None
-        self.state = SlotState.READY
-        self._dispatcher.worker_ready(self.number, self.handle, ready)
-
-    async def until_ended(self) -> End:
-        """Wait until the worker is gone."""
-        await self._until(lambda: self._end)
-        assert self._end is not None
-        return self._end
-
-    async def empty(self, why: str) -> None:
-        """Kill the worker, if there is one, and wait for its end."""
-        if self.handle is not None and self._end is None:
-            self.handle.kill(why)
-            with anyio.move_on_after(_END_WAIT, shield=True) as scope:
-                await self.until_ended()
-            if scope.cancelled_caught:
-                logger.error("worker %d cannot be killed: left alone", self.handle.pid)
-        self.handle = None
-        if self.state is not SlotState.GIVEN_UP:
-            self.state = SlotState.EMPTY
-
-    # --- what the worker says ------------------------------------------------------
-
-    def ready(self, ready: Ready) -> None:
-        """Take note that the worker is ready; see `Listener`."""
-        self._ready = ready
-        self._changed.set()
-
-    def start_failed(self, failure: Failure) -> None:
-        """Take note of why the worker ends."""
-        self._failure = failure
-
-    def answered(self, frame: Frame) -> None:
-        """Pass on an answer."""
-        self.backoff.reset()
-        self._dispatcher.answered(self.number, frame)
-
-    def failed(self, batch_id: int, failure: Failure) -> None:
-        """Pass on an exception of the model, which is an answer too."""
-        self.backoff.reset()
-        self._dispatcher.failed(self.number, batch_id, failure)
-
-    def ending(self) -> None:
-        """Keep further requests from a worker that cannot run them any more."""
-        self._dispatcher.worker_ending(self.number)
-
-    def ended(self, end: End) -> None:
-        """Take note of the worker's end; its requests go elsewhere at once."""
-        self._end = end
-        if self.state is SlotState.READY:
-            self.state = SlotState.EMPTY
-            pid = self._pid
-            self._dispatcher.worker_lost(self.number, lambda: self._broken_error(pid, end))
-        self._changed.set()
-
-    # --- inside --------------------------------------------------------------------
-
-    async def _until(self, condition: Callable[[], object]) -> None:
-        while not condition():
-            if self._changed.is_set():
-                self._changed = anyio.Event()
-            await self._changed.wait()
-
-    def _failed_start(self) -> WorkerStartError:
-        failure = self._failure
-        if failure is not None:
-            return self._start_error(
-                f"could not load its predictor: {failure.type_name}: {failure.text}",
-                failure.traceback,
-            )
-        return self._start_error(f"{self._end} while it started", self._report())
-
-    def _report(self) -> str:
-        return self._end.crash_report if self._end is not None else ""
-
-    def _start_error(self, what: str, traceback: str = "") -> WorkerStartError:
-        self.last_error = what
-        name = f"the worker of slot {self.number}" + (f" (pid {self._pid})" if self._pid else "")
-        text = f"{name} {what}" + (f"\n\n{traceback}" if traceback else "")
-        return WorkerStartError(text, slot=self.number, pid=self._pid, traceback=traceback)
-
-    def _broken_error(self, pid: int | None, end: End) -> BrokenWorkerError:
-        text = f"worker {pid} of slot {self.number} {end} while it ran this request"
-        if end.crash_report:
-            text += f"\n\n{end.crash_report}"
-        return BrokenWorkerError(
-            text,
-            slot=self.number,
-            pid=pid,
-            exitcode=end.exitcode,
-            signal=end.signal,
-            crash_report=end.crash_report,
-        )
+# How long a worker that was replaced may take to let go of its model.
+_PARTING_SECONDS = 10.0
 
 
 class Supervisor:
@@ -232,6 +33,7 @@ class Supervisor:
         self._dispatcher = dispatcher
         self._recipe = recipe
         self._closing = False
+        self._reloading = anyio.Lock()
         self._progress = anyio.Event()
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
@@ -263,9 +65,8 @@ class Supervisor:
                     for slot in self.slots:
                         group.start_soon(self._keep_filled, slot)
         finally:
-            if not self._closing:
-                # The event loop ends without us, nothing ever started, or no slot is left.
-                self.kill(_closed if self.filling else self._no_worker_error)
+            if not self._closing:  # the event loop ends without us, or nothing ever started
+                self.kill(_closed)
             self._ended.set()
             self._note_progress()
 
@@ -286,6 +87,32 @@ class Supervisor:
             if self._progress.is_set():
                 self._progress = anyio.Event()
             await self._progress.wait()
+
+    async def reload(self, recipe: Recipe | None) -> None:
+        """Put a freshly loaded worker into every slot, one after another.
+
+        The old worker of a slot goes on until the new one is ready, and then until it has
+        answered. A slot that was given up is filled again.
+
+        Args:
+            recipe: what the new workers load; None for what the last ones loaded.
+
+        Raises:
+            WorkerStartError: a new worker failed; from its slot on, the old ones stay.
+            PoolClosed: the pool was closed meanwhile.
+        """
+        async with self._reloading:
+            recipe = recipe or self._recipe
+            for slot in self.slots:
+                try:
+                    old = await self._replace(slot, recipe)
+                except WorkerStartError as error:
+                    if self._closing:
+                        raise _closed() from error
+                    raise
+                self._recipe = recipe
+                if old is not None:
+                    await _part_with(old)
 
     async def stop(self, deadline: float) -> None:
         """Have workers let go of their models and end; kill them after the deadline.
@@ -320,55 +147,96 @@ class Supervisor:
     # --- inside --------------------------------------------------------------------
 
     async def _part(self) -> None:
-        serving = [slot for slot in self.slots if slot.state is SlotState.READY]
-        for slot in serving:
-            if slot.handle is not None:
-                slot.handle.stop()
-        for slot in serving:
-            await slot.until_ended()
+        serving = [slot.worker for slot in self.slots if slot.worker is not None]
+        for worker in serving:
+            worker.stop()
+        for worker in serving:
+            await worker.until_ended()
+
+    async def _keep_filled(self, slot: Slot) -> None:
+        while not self._closing:
+            if slot.state is SlotState.GIVEN_UP:
+                await slot.until_filled()
+            try:
+                await self._fill(slot)
+            except WorkerStartError as error:
+                logger.error("%s", error)  # noqa: TRY400 - its text has the worker's traceback
+            else:
+                await self._until_lost(slot)
+            if not self._closing:
+                await self._back_off(slot)
 
     async def _fill(self, slot: Slot) -> None:
-        ready = await slot.fill(self._launcher, self._recipe)
+        async with slot.filling:
+            if slot.worker is None:
+                worker = Worker(slot)
+                ready = await worker.start(self._launcher, self._recipe)
+                self._let_serve(slot, worker, ready)
+
+    def _let_serve(self, slot: Slot, worker: Worker, ready: Ready) -> None:
         if ready.warning:
             logger.warning("slot %d: %s", slot.number, ready.warning)
-        slot.serve(ready)
+        slot.take(worker, ready)
         logger.info(
             "slot %d: worker %d is ready after %.2f s",
             slot.number,
-            slot.handle.pid if slot.handle else -1,
+            worker.pid,
             ready.load_seconds,
         )
         self._note_progress()
 
-    async def _keep_filled(self, slot: Slot) -> None:
-        while not self._closing:
-            try:
-                if slot.state is not SlotState.READY:
-                    await self._fill(slot)
-                end = await slot.until_ended()
-            except WorkerStartError as error:
-                logger.error("%s", error)  # noqa: TRY400 - its text has the worker's traceback
-            else:
-                if self._closing:
-                    return
+    async def _until_lost(self, slot: Slot) -> None:
+        """Wait until a slot has no worker: one that was replaced is no loss."""
+        while (worker := slot.worker) is not None:
+            end = await worker.until_ended()
+            if slot.worker is None and not self._closing:
                 slot.last_error = str(end)
                 logger.warning("slot %d: worker %s", slot.number, end)
-            delay = slot.backoff.failed()
-            if delay is None:
-                self._give_up(slot)
-                return
+
+    async def _back_off(self, slot: Slot) -> None:
+        delay = slot.backoff.failed()
+        if delay is None:
+            self._give_up(slot)
+        else:
             await anyio.sleep(delay)
             self.restarts += 1
 
+    async def _replace(self, slot: Slot, recipe: Recipe) -> Worker | None:
+        """Fill a slot with a new worker, and return the old one."""
+        async with slot.filling:
+            worker = Worker(slot)
+            ready = await worker.start(self._launcher, recipe)
+            try:
+                self._dispatcher.check_signature(ready)
+                await self._dispatcher.retire(slot.number)
+                self._check_still_wanted(worker)
+            except BaseException:
+                self._dispatcher.unretire(slot.number)
+                await worker.kill("was not needed after all")
+                raise
+            # Nothing runs in the slot now, and nothing can begin before the next await.
+            old = slot.worker
+            slot.backoff.reset()
+            self._let_serve(slot, worker, ready)
+            return old
+
+    def _check_still_wanted(self, worker: Worker) -> None:
+        if self._closing:
+            raise _closed()
+        if worker.end is not None:
+            raise worker.start_failure()
+
     def _give_up(self, slot: Slot) -> None:
-        slot.state = SlotState.GIVEN_UP
+        slot.give_up()
         logger.error(
             "slot %d is given up after %d failures in a row; the last: %s",
             slot.number,
             slot.backoff.failures,
             slot.last_error,
         )
-        self._note_progress()  # and `run` tells all callers once no slot is left
+        self._note_progress()
+        if not self.filling:
+            self._dispatcher.fail_all(self._no_worker_error)
 
     def _no_worker_error(self) -> WorkerStartError:
         given_up = [slot for slot in self.slots if slot.state is SlotState.GIVEN_UP]
@@ -382,6 +250,16 @@ class Supervisor:
 
     def _note_progress(self) -> None:
         self._progress.set()
+
+
+async def _part_with(worker: Worker) -> None:
+    """Have a worker that was replaced let go of its model and end."""
+    worker.stop()
+    try:
+        with anyio.move_on_after(_PARTING_SECONDS):
+            await worker.until_ended()
+    finally:
+        await worker.kill("did not end after it was replaced")
 
 
 def _closed() -> PoolClosed:
