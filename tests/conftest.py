@@ -148,13 +148,13 @@ def never_blocking() -> Iterator[None]:
     """Fail on asyncio and uvloop what blocks the loop in our code.
 
     Known and accepted: the template's start (``subprocess.Popen`` waits some milliseconds for
-    its ``exec``), reading what the kernel keeps in memory (the cgroup's quota, once; a dead
+    its ``exec``), reading what the kernel keeps in memory (what the cgroup says; a dead
     worker's report), and waiting for the template after it was killed.
     """
     detector = BlockBuster(scanned_modules=["predictpool"])
     accepted: list[tuple[str, set[str]]] = [
         ("subprocess.py", {"_execute_child"}),
-        ("predictpool/_devices.py", {"_read"}),
+        ("predictpool/_cgroup.py", {"_read"}),
         ("predictpool/_launcher.py", {"_report_end", "_reap"}),
     ]
     for function in detector.functions.values():

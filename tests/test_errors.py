@@ -50,8 +50,17 @@ EXAMPLES: list[tuple[PredictorPoolError, dict[str, Any]]] = [
         {"slot": 1, "pid": 2, "traceback": "Traceback"},
     ),
     (
-        BrokenWorkerError("said", slot=1, pid=2, exitcode=None, signal=9, crash_report="Fatal"),
-        {"slot": 1, "pid": 2, "exitcode": None, "signal": 9, "crash_report": "Fatal"},
+        BrokenWorkerError(
+            "said", slot=1, pid=2, exitcode=None, signal=9, crash_report="Fatal", cause="kill -9"
+        ),
+        {
+            "slot": 1,
+            "pid": 2,
+            "exitcode": None,
+            "signal": 9,
+            "crash_report": "Fatal",
+            "cause": "kill -9",
+        },
     ),
     (
         PredictionError("said", type_name="tf.OpError", traceback="Traceback"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from predictpool._cgroup import cpu_quota
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def worth(cores: tuple[int, ...], root: Path = Path("/")) -> int:
         cores: those that it may use.
         root: where ``/proc`` and ``/sys`` are; for tests.
     """
-    quota = _cgroup_quota(root)
+    quota = cpu_quota(root)
     return len(cores) if quota is None else min(len(cores), max(1, math.ceil(quota)))
 
 
@@ -60,44 +61,3 @@ def plan(workers: int | None, cores: tuple[int, ...], count: int) -> list[Device
     if count < len(cores):
         return [Device(cores=cores) for _ in slots]
     return [Device(cores=(cores[slot % len(cores)],)) for slot in slots]
-
-
-def _cgroup_quota(root: Path) -> float | None:
-    """Return the smallest CPU quota on the way up this process's cgroup, in cores."""
-    quotas: list[float] = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            quotas += _quotas(root / "sys/fs/cgroup", path, _quota_v2)
-        elif "cpu" in controllers.split(","):
-            for mount in ("cpu", "cpu,cpuacct"):
-                quotas += _quotas(root / "sys/fs/cgroup" / mount, path, _quota_v1)
-    return min(quotas, default=None)
-
-
-def _quotas(mount: Path, path: str, read: Callable[[Path], float | None]) -> list[float]:
-    group = Path(path.lstrip("/"))
-    found = (read(mount / parent) for parent in (group, *group.parents))
-    return [quota for quota in found if quota is not None]
-
-
-def _quota_v2(group: Path) -> float | None:
-    fields = _read(group / "cpu.max").split()
-    if len(fields) != 2 or fields[0] == "max":
-        return None
-    return int(fields[0]) / int(fields[1])
-
-
-def _quota_v1(group: Path) -> float | None:
-    quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
-    if not quota.strip() or not period.strip() or int(quota) <= 0:
-        return None
-    return int(quota) / int(period)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:  # no such controller here
-        return ""

@@ -114,6 +114,8 @@ class BrokenWorkerError(WorkerError):
         exitcode: the exit status, or None where a signal ended it or nobody knows.
         signal: the number of the signal that ended it, or None.
         crash_report: what ``faulthandler`` wrote in the dying worker, or ``""``.
+        cause: the likely cause, in words, or ``""``. A kill by the kernel for lack of
+            memory is told from others where the control group counts it.
     """
 
     def __init__(
@@ -125,11 +127,13 @@ class BrokenWorkerError(WorkerError):
         exitcode: int | None = None,
         signal: int | None = None,
         crash_report: str = "",
+        cause: str = "",
     ) -> None:
         super().__init__(message, slot=slot, pid=pid)
         self.exitcode = exitcode
         self.signal = signal
         self.crash_report = crash_report
+        self.cause = cause
 
 
 class PredictionError(PredictorPoolError):

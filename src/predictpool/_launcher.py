@@ -21,6 +21,7 @@ import anyio
 
 from predictpool import _columns, _wire
 from predictpool._backend import Backend, Cancellable
+from predictpool._cgroup import oom_kills
 from predictpool._channel import Channel
 from predictpool._columns import Parts, Schema
 from predictpool._devices import Device
@@ -53,6 +54,8 @@ class End:
         crash_report: what ``faulthandler`` wrote.
         goodbye: whether it said goodbye; without, it crashed, whatever the status says.
         why: why the pool killed it, or "".
+        out_of_memory: whether the kernel has killed a process of our control group for
+            lack of memory since the worker started; None where nobody counts that.
     """
 
     exitcode: int | None
@@ -60,25 +63,36 @@ class End:
     crash_report: str
     goodbye: bool
     why: str
+    out_of_memory: bool | None = None
+
+    @property
+    def cause(self) -> str:
+        """The likely cause, in words, or ""."""
+        if self.why or self.signal is None:
+            return ""
+        if self.signal == signal.SIGKILL and self.out_of_memory:
+            return "the kernel, for lack of memory: it counts such a kill in this control group"
+        if self.signal == signal.SIGKILL and self.out_of_memory is False:
+            return "somebody's kill -9: the kernel has counted no kill for lack of memory"
+        return _LIKELY_CAUSES.get(self.signal, "")
 
     def __str__(self) -> str:
         if self.why:
             return f"was killed: it {self.why}"
         if self.signal is not None:
             name = signal.Signals(self.signal).name
-            cause = _LIKELY_CAUSES.get(name, "")
-            return f"was ended by {name}" + (f" ({cause})" if cause else "")
+            return f"was ended by {name}" + (f" ({self.cause})" if self.cause else "")
         if self.exitcode is not None:
             return f"exited by itself with status {self.exitcode}"
         return "ended, and nobody knows its exit status"
 
 
 _LIKELY_CAUSES = {
-    "SIGKILL": "often the kernel, short of memory; or somebody's kill -9",
-    "SIGSEGV": "a bug in native code, often of an extension module",
-    "SIGABRT": "native code gave up, often out of memory or a failed check",
-    "SIGBUS": "often a full /dev/shm or a truncated mapped file",
-    "SIGILL": "a library built for another processor",
+    int(signal.SIGKILL): "often the kernel, short of memory; or somebody's kill -9",
+    int(signal.SIGSEGV): "a bug in native code, often of an extension module",
+    int(signal.SIGABRT): "native code gave up, often out of memory or a failed check",
+    int(signal.SIGBUS): "often a full /dev/shm or a truncated mapped file",
+    int(signal.SIGILL): "a library built for another processor",
 }
 
 
@@ -468,6 +482,7 @@ class _LocalWorker:
         self._backend = backend
         self._pidfd = pidfd
         self._report = report
+        self._oom_kills = oom_kills()
         self._listener: Listener = listener
         self._goodbye = False
         self._why = ""
@@ -587,4 +602,8 @@ class _LocalWorker:
                 ended_by = os.WTERMSIG(self._status)
             else:
                 exitcode = os.WEXITSTATUS(self._status)
-        self._listener.ended(End(exitcode, ended_by, report, self._goodbye, self._why))
+        before, now = self._oom_kills, oom_kills()
+        out_of_memory = None if before is None or now is None else now > before
+        self._listener.ended(
+            End(exitcode, ended_by, report, self._goodbye, self._why, out_of_memory)
+        )

@@ -234,6 +234,7 @@ class Worker:
             exitcode=end.exitcode,
             signal=end.signal,
             crash_report=end.crash_report,
+            cause=end.cause,
         )
 
     def _start_error(self, what: str, traceback: str = "") -> WorkerStartError:
