@@ -1,0 +1,353 @@
+"""Breaks one mechanism after another and sees that the test which guards it fails.
+
+``python -m tests.mutations [PART OF A NAME]`` makes each change in a copy of the source, runs
+the named test there, and fails if that test passes. The table is in
+docs/explanation/reliability.md; tests/test_mutations.py keeps it and this list alike.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A mechanism, how it is broken, and the test that notices.
+
+    Attributes:
+        mechanism: what is switched off.
+        module: the file in ``src/predictpool``.
+        before, after: the text that is replaced; it occurs once.
+        test: the file in ``tests`` and the test's name.
+    """
+
+    mechanism: str
+    module: str
+    before: str
+    after: str
+    test: str
+
+    @property
+    def node(self) -> str:
+        """What pytest calls the test."""
+        file, _, name = self.test.partition("::")
+        return f"tests/{file}.py::{name}"
+
+
+MUTATIONS = [
+    # --- deaths
+    Mutation(
+        "end of file on a worker's socket is its end",
+        "_channel.py",
+        'if count == 0:\n                self._end("")\n                return False',
+        "if count == 0:\n                return False",
+        "test_faults::test_a_worker_that_closes_its_socket_and_lives_on_is_killed_and_replaced",
+    ),
+    Mutation(
+        "a worker's end is seen by its pidfd, too",
+        "_launcher.py",
+        "self._listener.ending()\n        self._channel.drain()\n        self._end()",
+        "return",
+        "test_faults::test_the_death_of_a_worker_whose_child_keeps_its_socket_open_is_noticed",
+    ),
+    Mutation(
+        "what a worker sent before it died counts",
+        "_launcher.py",
+        "self._channel.drain()\n        self._end()",
+        "self._end()",
+        "test_faults::test_an_answer_that_was_sent_before_the_death_counts",
+    ),
+    Mutation(
+        "requests of a dead worker run again",
+        "_scheduler.py",
+        "if request.deaths > self._retries]",
+        "if request.deaths]",
+        "test_faults::test_a_request_whose_worker_dies_once_is_answered_by_the_next",
+    ),
+    Mutation(
+        "… each of them alone",
+        "_scheduler.py",
+        "self._run_again([[request] for request in live if request.state is State.RUNNING])",
+        "self._run_again([[r for r in live if r.state is State.RUNNING]])",
+        "test_faults::test_a_request_that_kills_every_worker_fails_alone_and_says_how",
+    ),
+    Mutation(
+        "… at most `retries` times",
+        "_scheduler.py",
+        "request.deaths += 1",
+        "request.deaths += 0",
+        "test_faults::test_retries_0_runs_nothing_twice",
+    ),
+    Mutation(
+        "the slot of a dead worker is filled again",
+        "_supervisor.py",
+        "if not self._closing:\n                await self._back_off(slot)",
+        "return",
+        "test_faults::test_an_idle_worker_that_is_killed_is_replaced_and_nobody_notices",
+    ),
+    Mutation(
+        "an answer resets the count of failures",
+        "_slot.py",
+        "self._slot.backoff.reset()\n        self._slot.dispatcher.answered",
+        "self._slot.dispatcher.answered",
+        "test_faults::test_an_answer_resets_the_count_of_failures",
+    ),
+    Mutation(
+        "a slot that keeps failing is given up",
+        "_slot.py",
+        "if self.failures >= self._tries:",
+        "if self.failures < 0:",
+        "test_faults::test_a_slot_that_keeps_failing_is_given_up_and_the_others_go_on",
+    ),
+    Mutation(
+        "a pool without slots tells every caller",
+        "_supervisor.py",
+        "if not self.filling:\n            self._dispatcher.fail_all(self._no_worker_error)",
+        "return",
+        "test_faults::test_a_pool_without_slots_tells_every_caller_at_once",
+    ),
+    Mutation(
+        "… and a reload brings it back",
+        "_dispatcher.py",
+        "self._broken = None\n        if isinstance",
+        "if isinstance",
+        "test_reload::test_a_pool_without_slots_is_brought_back_by_a_reload",
+    ),
+    Mutation(
+        "a template that died is replaced",
+        "_launcher.py",
+        "if not self._templates or self._templates[-1].gone:\n",
+        "if not self._templates:\n",
+        "test_faults::test_a_pool_survives_the_death_of_its_idle_template",
+    ),
+    Mutation(
+        "a kill for lack of memory is named as such",
+        "_launcher.py",
+        "else now > before",
+        "else False",
+        "test_out_of_memory::test_the_kernels_count_tells_which_kill_it_was",
+    ),
+    # --- hangs and deadlines
+    Mutation(
+        "a batch that runs longer than `hang_timeout` costs its worker its life",
+        "_scheduler.py",
+        "todo.kill.append(",
+        "str(",
+        "test_faults::test_a_hung_worker_is_killed_and_only_the_guilty_request_is_told",
+    ),
+    Mutation(
+        "deadlines go on in the queue",
+        "_scheduler.py",
+        "while self._deadlines and self._deadlines[0][0] <= now:",
+        "while False:",
+        "test_requests::test_a_deadline_passes_in_the_queue_while_every_worker_is_busy",
+    ),
+    Mutation(
+        "… and a timer tells of them",
+        "_dispatcher.py",
+        "if at < self._timer_at:",
+        "if at < -1:",
+        "test_requests::test_a_deadline_passes_while_the_request_runs_and_the_worker_lives_on",
+    ),
+    # --- overload
+    Mutation(
+        "the limit of `max_waiting` is exact",
+        "_scheduler.py",
+        "self.waiting >= self.max_waiting and",
+        "self.waiting > self.max_waiting and",
+        "test_requests::test_one_request_more_than_max_waiting_is_refused_at_once",
+    ),
+    Mutation(
+        "a worker that comes free takes the oldest requests, whichever it is",
+        "_scheduler.py",
+        "while self._idle and self._arrived:",
+        "while len(self._idle) > 1 and self._arrived:",
+        "test_requests::test_quick_requests_never_wait_behind_a_slow_one",
+    ),
+    # --- cancellation and errors
+    Mutation(
+        "a cancelled caller's request is forgotten",
+        "_pool.py",
+        "except BaseException:\n            self._forget(request)\n            raise",
+        "except BaseException:\n            raise",
+        "test_requests::test_cancelling_returns_at_once_waiting_and_running",
+    ),
+    Mutation(
+        "the answers of a batch skip callers that have gone",
+        "_dispatcher.py",
+        "            start = stop\n",
+        "            start = stop if request.payload is None else start\n",
+        "test_requests::test_cancelling_members_of_a_batch_leaves_the_others_alone",
+    ),
+    Mutation(
+        "a batch that the model refuses is halved",
+        "_scheduler.py",
+        "if len(batch.requests) == 1:\n            self._fail(live, error, todo)",
+        "if batch.requests:\n            self._fail(live, error, todo)",
+        "test_requests::test_a_poisoned_row_fails_alone_and_its_mates_are_answered",
+    ),
+    Mutation(
+        "an answer that nobody waits for is no one's",
+        "_scheduler.py",
+        "if batch is None or batch.id != batch_id:",
+        "if batch is None:",
+        "test_scheduler::test_the_late_answer_of_a_replaced_worker_is_ignored",
+    ),
+    Mutation(
+        "what is unpickled from a worker imports nothing",
+        "_wire.py",
+        "if module_name not in sys.modules:",
+        "if not module_name:",
+        "test_requests::test_an_exception_of_a_module_that_is_not_imported_here_does_not_import_it",
+    ),
+    Mutation(
+        "a frame of impossible size is refused before memory is taken",
+        "_wire.py",
+        "if schema > MAX_SCHEMA or payload > MAX_PAYLOAD:",
+        "if schema < 0:",
+        "test_wire::test_what_cannot_be_a_frame_is_refused_before_memory_is_taken",
+    ),
+    # --- reload
+    Mutation(
+        "a reload waits for what the old worker runs",
+        "_supervisor.py",
+        "await self._dispatcher.retire(slot.number)\n",
+        "pass\n",
+        "test_reload::test_what_runs_in_the_old_worker_is_answered_by_it_and_what_waits_by_the_new",
+    ),
+    Mutation(
+        "a new model that fails leaves the old one serving",
+        "_supervisor.py",
+        "self._dispatcher.unretire(slot.number)\n",
+        "pass\n",
+        "test_reload::"
+        "test_a_new_worker_that_dies_before_its_first_request_is_an_error_and_the_old_goes_on",
+    ),
+    # --- endings
+    Mutation(
+        "closing waits for the requests",
+        "_pool.py",
+        "await self._dispatcher.drained()",
+        "await anyio.lowlevel.checkpoint()",
+        "test_pool::test_closing_lets_requests_finish_and_refuses_new_ones",
+    ),
+    Mutation(
+        "… no longer than `grace_period`",
+        "_pool.py",
+        "with anyio.CancelScope(deadline=deadline):",
+        "with anyio.CancelScope():",
+        "test_pool::test_after_the_grace_period_waiters_get_pool_closed_and_workers_are_killed",
+    ),
+    Mutation(
+        "workers are asked to close their predictors",
+        "_supervisor.py",
+        "for worker in serving:\n            worker.stop()",
+        "for worker in serving:\n            worker.handle.kill('x')",
+        "test_pool::test_closing_lets_the_predictor_close",
+    ),
+    Mutation(
+        "a pool that nobody holds ends its processes",
+        "_pool.py",
+        "self._supervisor.kill(_closed_error)\n\n    # --- inside",
+        "pass\n\n    # --- inside",
+        "test_orphans::test_a_pool_that_nobody_holds_warns_and_ends_its_processes",
+    ),
+    Mutation(
+        "the lifeline: the kernel kills template and workers with the application",
+        "_template.py",
+        "fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)",
+        "fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGINT)",
+        "test_orphans::test_no_process_is_left_one_second_after_a_kill_of_the_application",
+    ),
+    Mutation(
+        "… and no forked copy of the application keeps it open",
+        "_launcher.py",
+        "template.close_in_forked_copy()",
+        "pass",
+        "test_orphans::test_no_process_is_left_one_second_after_a_kill_of_the_application",
+    ),
+    # --- a good guest
+    Mutation(
+        "signals of the terminal do not end workers",
+        "_template.py",
+        "signal.signal(number, _leave_it_to_the_application)",
+        "pass",
+        "test_guest::test_signals_of_the_terminal_do_not_end_workers",
+    ),
+    Mutation(
+        "use from another loop or thread is an error at once",
+        "_pool.py",
+        "if self._backend is not None and not self._backend.is_current():",
+        "if self._backend is None:",
+        "test_pool::test_use_from_another_thread_or_loop_is_an_error_at_once",
+    ),
+    Mutation(
+        "a dead worker leaves no file descriptor",
+        "_launcher.py",
+        "os.close(self._report)\n",
+        "pass\n",
+        "test_guest::test_thirty_restarts_leave_nothing",
+    ),
+]
+
+
+def table() -> str:
+    """Return the rows of the table in the documentation."""
+    return "\n".join(
+        f"| {m.mechanism} | `{m.module.removesuffix('.py')}` | `{m.test}` |" for m in MUTATIONS
+    )
+
+
+def mutated(mutation: Mutation, folder: Path) -> Path:
+    """Copy the source into a folder, change it there, and return where it is."""
+    copy = folder / "src"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    module = copy / "predictpool" / mutation.module
+    module.write_text(module.read_text().replace(mutation.before, mutation.after))
+    return copy
+
+
+def notices(mutation: Mutation) -> bool:
+    """Return whether the test fails with the change."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = mutated(mutation, Path(folder))
+        run = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-q", "-x", "--timeout=40"),
+                *("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:xdist", mutation.node),
+            ],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(source)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if run.returncode not in (0, 1):
+        raise SystemExit(f"pytest could not run {mutation.node}:\n{run.stdout}{run.stderr}")
+    return run.returncode == 1
+
+
+def main() -> None:
+    """Make every change, or those whose mechanism has the given words."""
+    wanted = [m for m in MUTATIONS if all(word in m.mechanism for word in sys.argv[1:])]
+    missed = []
+    for mutation in wanted:
+        noticed = notices(mutation)
+        print(f"{'noticed' if noticed else 'MISSED'}: {mutation.mechanism}", flush=True)
+        if not noticed:
+            missed.append(mutation)
+    print(f"{len(wanted) - len(missed)} of {len(wanted)} noticed")
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()
