@@ -386,6 +386,14 @@ class _Template:
         """End it and all its workers, without blocking the event loop."""
         if not self._end():
             return
+        patience = _REAP_WAIT  # of a `cancel()` of asyncio's own, which no shield keeps off
+        try:
+            await self._until_ended()
+            patience = 0.0
+        finally:
+            self._reap(patience)
+
+    async def _until_ended(self) -> None:
         # Reaped already: it died before, or the application reaps all its children.
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(self._process.pid)
@@ -394,7 +402,6 @@ class _Template:
                     await anyio.wait_readable(pidfd)
             finally:
                 os.close(pidfd)
-        self._reap(0)
 
     def _reap(self, seconds: float) -> None:
         try:

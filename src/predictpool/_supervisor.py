@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import anyio
@@ -144,6 +145,11 @@ class Supervisor:
         finally:
             self._launcher.kill()
 
+    def stop_filling(self) -> None:
+        """Have `run` end, whatever it waits for; in the event loop only."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and it has ended
+            self._scope.cancel()
+
     # --- inside --------------------------------------------------------------------
 
     async def _part(self) -> None:
@@ -160,7 +166,8 @@ class Supervisor:
             try:
                 await self._fill(slot)
             except WorkerStartError as error:
-                logger.error("%s", error)  # noqa: TRY400 - its text has the worker's traceback
+                if not self._closing:  # or else it was we who ended it
+                    logger.error("%s", error)  # noqa: TRY400 - its text has the worker's traceback
             else:
                 await self._until_lost(slot)
             if not self._closing:
