@@ -65,12 +65,19 @@ class End:
         if self.why:
             return f"was killed: it {self.why}"
         if self.signal is not None:
-            name = signal.Signals(self.signal).name
+            name = _signal_name(self.signal)
             cause = _LIKELY_CAUSES.get(name, "")
             return f"was ended by {name}" + (f" ({cause})" if cause else "")
         if self.exitcode is not None:
             return f"exited by itself with status {self.exitcode}"
         return "ended, and nobody knows its exit status"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time signals have none
+        return f"signal {number}"
 
 
 _LIKELY_CAUSES = {

@@ -55,6 +55,7 @@ class Supervisor:
         The first starts alone, so that a wrong path is one clear error and not one for
         each worker.
         """
+        mistaken = False
         try:
             with self._scope:
                 try:
@@ -65,8 +66,12 @@ class Supervisor:
                 async with anyio.create_task_group() as group:
                     for slot in self.slots:
                         group.start_soon(self._keep_filled, slot)
+        except Exception:
+            mistaken = True  # of ours: whoever guards this work ends all and says so
+            raise
         finally:
-            if not self._closing:  # the event loop ends without us, or nothing ever started
+            # The event loop ends without us, or nothing ever started.
+            if not (self._closing or mistaken):
                 self.kill(_closed)
             self._ended.set()
             self._note_progress()
