@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import subprocess
@@ -21,6 +20,19 @@ import trio
 from predictpool import FunctionPredictor, LocalLauncher, PoolClosed, PredictorPool
 from predictpool import _slot as slot_module
 from tests.conftest import Family
+from tests.misbehaviour import (
+    PRELOAD,
+    Parting,
+    block_all_signals,
+    exit_1,
+    hang_in_c,
+    ignore_all_signals,
+    leave_the_session,
+    raise_an_error,
+    resist_all_in_all,
+    segfault,
+    stop_myself,
+)
 from tests.pools import ONE_LOOP, POOL_TEST, TWO_LOOPS, adds_up, held, naming_pids, pids_of, until
 from tests.stage import Stage
 
@@ -252,32 +264,6 @@ async def test_a_worker_that_dies_while_the_pool_drains_is_replaced_and_everyone
     await assert_gone(nothing_left, running_before)
 
 
-class Parting(FunctionPredictor[Any]):
-    """A predictor that does something when it should let go of its model."""
-
-    def __init__(self, stage: Stage, part: Callable[[], object]) -> None:
-        super().__init__(lambda: lambda x: x * 2)
-        self.stage = stage
-        self.part = part
-
-    def close(self) -> None:
-        """Tell the test, and do it."""
-        self.stage.hold(os.getpid())
-        self.part()
-
-
-def exit_1() -> None:
-    os._exit(1)
-
-
-def segfault() -> None:
-    ctypes.string_at(0)
-
-
-def raise_an_error() -> None:
-    raise ValueError("I do not want to let go")
-
-
 @faults
 @TWO_LOOPS
 @pytest.mark.parametrize("part", [exit_1, segfault, raise_an_error, None])
@@ -306,14 +292,6 @@ async def test_a_worker_that_dies_while_it_lets_go_of_its_model_does_not_delay_t
     assert ("do not want" in capfd.readouterr().err) == (part is raise_an_error)
 
 
-def hang_in_c() -> None:
-    ctypes.PyDLL(None).sleep(1000)
-
-
-def stop_myself() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
 @faults
 @TWO_LOOPS
 @pytest.mark.parametrize("part", [hang_in_c, stop_myself])
@@ -325,30 +303,6 @@ async def test_a_worker_that_hangs_while_it_lets_go_is_killed_after_the_grace_pe
         stage.let_go()
     await stage.hears()
     await assert_gone(nothing_left, running_before)
-
-
-def leave_the_session() -> None:
-    os.setsid()
-
-
-def block_all_signals() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    every = ctypes.create_string_buffer(b"\xff" * 128, 128)
-    libc.pthread_sigmask(signal.SIG_BLOCK, every, None)
-
-
-def ignore_all_signals() -> None:
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        try:
-            signal.signal(number, signal.SIG_IGN)
-        except OSError:  # those that the C library keeps for itself
-            continue
-
-
-def resist_all_in_all() -> None:
-    block_all_signals()
-    ignore_all_signals()
-    leave_the_session()
 
 
 RESISTANCE = [leave_the_session, block_all_signals, ignore_all_signals, resist_all_in_all]
@@ -378,7 +332,7 @@ async def test_no_resistance_of_a_worker_keeps_it_alive_when_the_pool_closes(
         return predict
 
     running_before = background()
-    pool = PredictorPool(FunctionPredictor(load), workers=1, grace_period=0.05)
+    pool = PredictorPool(FunctionPredictor(load, preload=PRELOAD), workers=1, grace_period=0.05)
     await pool.open()
     callers = Callers(pool)
     async with anyio.create_task_group() as group:
