@@ -550,12 +550,14 @@ class _LocalWorker:
         except Exception as error:  # noqa: BLE001 - unpickling can raise anything
             self.kill(f"sent a message that cannot be read ({error!r})")
             return
-        if frame.kind is Kind.READY:
+        if frame.kind is Kind.READY and isinstance(message, Ready):
             self._listener.ready(message)
-        elif frame.kind is Kind.START_FAILED:
+        elif frame.kind is Kind.START_FAILED and isinstance(message, Failure):
             self._listener.start_failed(message)
-        elif frame.kind is Kind.FAILURE:
+        elif frame.kind is Kind.FAILURE and isinstance(message, Failure):
             self._listener.failed(frame.id, message)
+        else:
+            self.kill(f"sent a {type(message).__name__} as {frame.kind.name}")
 
     def _on_channel_end(self, why: str) -> None:
         if why:
