@@ -24,6 +24,13 @@ ONE_LOOP = pytest.mark.parametrize(
     "anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"]
 )
 
+# Of a test that takes long, where uvloop does nothing that asyncio does not.
+TWO_LOOPS = pytest.mark.parametrize(
+    "anyio_backend",
+    [("asyncio", {"use_uvloop": False}), ("trio", {})],
+    ids=["asyncio", "trio"],
+)
+
 
 def doubling(**options: Any) -> FunctionPredictor[Any]:
     """A predictor that doubles its rows."""

@@ -10,6 +10,7 @@ import resource
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,11 +49,14 @@ def kill_myself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+NAMELESS = signal.SIGRTMIN + 5
+
 DEATHS: dict[str, tuple[Callable[[], object], int | None, int | None]] = {
     "exit 0": (lambda: sys.exit(0), 0, None),
     "exit 1": (lambda: os._exit(1), 1, None),
     "SIGKILL": (kill_myself, None, signal.SIGKILL),
     "SIGSEGV": (segfault, None, signal.SIGSEGV),
+    "a signal without a name": (lambda: os.kill(os.getpid(), NAMELESS), None, NAMELESS),
 }
 death = pytest.mark.parametrize(("die", "exitcode", "ended_by"), DEATHS.values(), ids=DEATHS)
 
@@ -128,7 +132,7 @@ async def test_a_request_whose_worker_dies_once_is_answered_by_the_next(
         assert adds_up(pool)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, NAMELESS])
 async def test_an_idle_worker_that_is_killed_is_replaced_and_nobody_notices(
     stage: Stage, number: int
 ) -> None:
@@ -137,6 +141,29 @@ async def test_an_idle_worker_that_is_killed_is_replaced_and_nobody_notices(
         assert (await pool.predict([1.0])).tolist() == [2.0]
         assert (await pool.predict([1.0])).tolist() == [2.0]
         await stage.hears()
+
+
+@pytest.mark.parametrize("status", [0, 1])
+async def test_an_idle_worker_that_exits_by_itself_is_replaced_and_nobody_notices(
+    stage: Stage, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load() -> Callable[[Any], Any]:
+        def exit_when_let_go() -> None:
+            stage.hold(os.getpid())
+            os._exit(status)
+
+        threading.Thread(target=exit_when_let_go, daemon=True).start()
+        return lambda x: x * 2
+
+    async with PredictorPool(FunctionPredictor(load), workers=1, retries=0) as pool:
+        for lives in range(3):
+            await stage.hears()
+            assert (await pool.predict([1.0])).tolist() == [2.0]
+            stage.let_go()
+            await until(lambda lives=lives: pool.statistics().restarts == lives + 1)  # type: ignore[misc]
+        assert (await pool.predict([1.0])).tolist() == [2.0]
+        assert pool.statistics().failed == 0
+    assert caplog.text.count(f"exited by itself with status {status}") == 3
 
 
 async def test_all_workers_killed_in_one_tick_come_back_and_every_request_is_answered(
@@ -180,8 +207,6 @@ async def test_a_worker_killed_while_it_writes_a_large_reply_harms_nobody(stage:
             (folder / "first").mkdir()
         except FileExistsError:
             return result
-        import threading
-
         threading.Thread(target=stop_myself_when_writing, daemon=True).start()
         return result
 
@@ -612,6 +637,23 @@ async def test_a_mistake_of_ours_is_told_to_every_caller_and_ends_all_processes(
         assert told == 2
         await ask()
         await until(lambda: not nothing_left.pids())
+    mistakes.clear()
+
+
+async def test_a_mistake_of_ours_in_the_background_is_told_as_what_it_is(
+    nothing_left: Family, monkeypatch: pytest.MonkeyPatch, mistakes: list[Exception]
+) -> None:
+    from predictpool import PredictorPoolError, _supervisor
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(_supervisor.Supervisor, "_back_off", broken)
+    async with PredictorPool(calling(lambda _: kill_myself()), workers=1) as pool:
+        with pytest.raises(PredictorPoolError, match="a mistake in predictpool"):
+            await pool.predict([1.0])
+        await until(lambda: not nothing_left.pids())
+    assert mistakes
     mistakes.clear()
 
 

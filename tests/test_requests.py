@@ -22,6 +22,7 @@ from predictpool import (
     PredictorPool,
     TooManyRequests,
 )
+from predictpool._dispatcher import Dispatcher
 from tests.pools import ONE_LOOP, POOL_TEST, adds_up, calling, doubling, held, until, until_waiting
 from tests.stage import Stage
 
@@ -340,19 +341,22 @@ async def test_a_storm_of_cancellation_leaves_every_survivor_answered() -> None:
     async with PredictorPool(doubling(), workers=2, max_batch_size=16, max_waiting=None) as pool:
         callers = Callers(pool)
         async with anyio.create_task_group() as group:
-            for value in range(2000):
+            for value in range(10_000):
                 group.start_soon(callers.ask, [float(value)])
             for turn in range(20):
                 await anyio.lowlevel.checkpoint()
-                for value in range(turn, 2000, 40):
+                for value in range(turn, 10_000, 40):
                     if float(value) in callers.scopes:
                         callers.scopes[float(value)].cancel()
         now = pool.statistics()
         assert all(got == [2 * value] for value, got in callers.got.items())  # type: ignore[operator]
-        assert len(callers.got) >= 1000
-        assert (now.submitted, now.waiting, now.running) == (2000, 0, 0)
-        assert now.answered + now.cancelled == 2000
+        assert len(callers.got) >= 5000
+        assert now.cancelled > 100  # it was a storm
+        assert (now.submitted, now.waiting, now.running) == (10_000, 0, 0)
+        assert now.answered + now.cancelled == 10_000
         assert adds_up(pool)
+        assert not pool._scheduler._queues
+        assert (await pool.predict([1.0])).tolist() == [2.0]
 
 
 async def test_timeouts_of_the_caller_stay_what_they_are(
@@ -383,21 +387,85 @@ async def test_timeouts_of_the_caller_stay_what_they_are(
         await until(lambda: pool.statistics().running == 0)
 
 
-@ONE_LOOP
-async def test_a_cancel_in_the_tick_of_the_reply_is_a_cancel_and_counted_once(
-    stage: Stage,
+@pytest.mark.parametrize("when", ["before it is told", "after it was told"])
+async def test_a_cancel_in_the_tick_of_the_reply_is_counted_once_and_harms_no_mate(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
+    hand_out = Dispatcher._hand_out
+
+    def hand_out_and_cancel(dispatcher: Dispatcher, *answer: Any) -> None:
+        if when == "before it is told":
+            callers.scopes[1.0].cancel()
+        hand_out(dispatcher, *answer)
+        if when == "after it was told":
+            callers.scopes[1.0].cancel()
+
+    async with PredictorPool(held(stage), workers=1) as pool:
+        callers = Callers(pool)
+        async with anyio.create_task_group() as group:
+            group.start_soon(callers.ask, [0.0])
+            await stage.hears()
+            group.start_soon(callers.ask, [1.0])
+            group.start_soon(callers.ask, [2.0])
+            await until_waiting(pool, 2)
+            stage.let_go()
+            assert await stage.hears() == 2
+            await until(lambda: 0.0 in callers.got)
+            with monkeypatch.context() as patch:
+                patch.setattr(Dispatcher, "_hand_out", hand_out_and_cancel)
+                stage.let_go()
+                await until(lambda: 2.0 in callers.got)
+        # Whether the answer or the cancellation comes first is for the event loop to say.
+        assert callers.got.pop(1.0, [2.0]) == [2.0]
+        assert callers.got == {0.0: [0.0], 2.0: [4.0]}
+        now = pool.statistics()
+        assert (now.answered + now.cancelled, now.running) == (3, 0)
+        stage.let_go()
+        assert (await pool.predict([3.0])).tolist() == [6.0]
+        assert adds_up(pool)
+
+
+@ONE_LOOP
+@pytest.mark.parametrize("when", ["before it is told", "after it was told"])
+async def test_a_native_cancel_in_the_tick_of_the_reply_is_a_cancel(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    hand_out = Dispatcher._hand_out
+
+    def hand_out_and_cancel(dispatcher: Dispatcher, *answer: Any) -> None:
+        if when == "before it is told":
+            asking.cancel()
+        hand_out(dispatcher, *answer)
+        if when == "after it was told":
+            asking.cancel()
+
     async with PredictorPool(held(stage), workers=1) as pool:
         asking = asyncio.create_task(pool.predict([1.0]))
         await stage.hears()
-        waiter: Any = asking._fut_waiter  # type: ignore[attr-defined]
-        waiter.add_done_callback(lambda _: asking.cancel())
-        stage.let_go()
-        await asyncio.wait([asking])
-        assert adds_up(pool)
-        assert pool.statistics().running == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Dispatcher, "_hand_out", hand_out_and_cancel)
+            stage.let_go()
+            await asyncio.wait([asking])
+        assert asking.cancelled()
+        now = pool.statistics()
+        assert (now.answered + now.cancelled, now.running) == (1, 0)
         stage.let_go()
         assert (await pool.predict([2.0])).tolist() == [4.0]
+        assert adds_up(pool)
+
+
+async def test_a_caller_that_was_cancelled_before_it_asked_leaves_nothing(stage: Stage) -> None:
+    async with PredictorPool(held(stage, row_wise=False), workers=1) as pool:
+        for _ in range(3):  # the first finds an idle worker, the others a busy one
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await pool.predict([1.0])
+            assert scope.cancelled_caught
+        now = pool.statistics()
+        assert (now.cancelled, now.waiting, now.running) == (3, 0, 0)
+        stage.let_go(2)
+        assert (await pool.predict([2.0])).tolist() == [4.0]
+        assert adds_up(pool)
 
 
 # --- overload ----------------------------------------------------------------------

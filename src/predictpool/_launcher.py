@@ -80,11 +80,18 @@ class End:
         if self.why:
             return f"was killed: it {self.why}"
         if self.signal is not None:
-            name = signal.Signals(self.signal).name
+            name = _signal_name(self.signal)
             return f"was ended by {name}" + (f" ({self.cause})" if self.cause else "")
         if self.exitcode is not None:
             return f"exited by itself with status {self.exitcode}"
         return "ended, and nobody knows its exit status"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time signals have none
+        return f"signal {number}"
 
 
 _LIKELY_CAUSES = {
@@ -400,6 +407,14 @@ class _Template:
         """End it and all its workers, without blocking the event loop."""
         if not self._end():
             return
+        patience = _REAP_WAIT  # of a `cancel()` of asyncio's own, which no shield keeps off
+        try:
+            await self._until_ended()
+            patience = 0.0
+        finally:
+            self._reap(patience)
+
+    async def _until_ended(self) -> None:
         # Reaped already: it died before, or the application reaps all its children.
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(self._process.pid)
@@ -408,7 +423,6 @@ class _Template:
                     await anyio.wait_readable(pidfd)
             finally:
                 os.close(pidfd)
-        self._reap(0)
 
     def _reap(self, seconds: float) -> None:
         try:
@@ -551,12 +565,14 @@ class _LocalWorker:
         except Exception as error:  # noqa: BLE001 - unpickling can raise anything
             self.kill(f"sent a message that cannot be read ({error!r})")
             return
-        if frame.kind is Kind.READY:
+        if frame.kind is Kind.READY and isinstance(message, Ready):
             self._listener.ready(message)
-        elif frame.kind is Kind.START_FAILED:
+        elif frame.kind is Kind.START_FAILED and isinstance(message, Failure):
             self._listener.start_failed(message)
-        elif frame.kind is Kind.FAILURE:
+        elif frame.kind is Kind.FAILURE and isinstance(message, Failure):
             self._listener.failed(frame.id, message)
+        else:
+            self.kill(f"sent a {type(message).__name__} as {frame.kind.name}")
 
     def _on_channel_end(self, why: str) -> None:
         if why:

@@ -215,6 +215,7 @@ class PredictorPool(Generic[OutputsT]):
             await self._supervisor.stop(deadline)
         finally:
             self._supervisor.kill(_closed_error)
+            self._supervisor.stop_filling()
             self._phase = _Phase.CLOSED
             self._closed.set()
 

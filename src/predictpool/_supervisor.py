@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import anyio
@@ -54,6 +55,7 @@ class Supervisor:
         The first starts alone, so that a wrong path is one clear error and not one for
         each worker.
         """
+        mistaken = False
         try:
             with self._scope:
                 try:
@@ -64,8 +66,12 @@ class Supervisor:
                 async with anyio.create_task_group() as group:
                     for slot in self.slots:
                         group.start_soon(self._keep_filled, slot)
+        except Exception:
+            mistaken = True  # of ours: whoever guards this work ends all and says so
+            raise
         finally:
-            if not self._closing:  # the event loop ends without us, or nothing ever started
+            # The event loop ends without us, or nothing ever started.
+            if not (self._closing or mistaken):
                 self.kill(_closed)
             self._ended.set()
             self._note_progress()
@@ -144,6 +150,11 @@ class Supervisor:
         finally:
             self._launcher.kill()
 
+    def stop_filling(self) -> None:
+        """Have `run` end, whatever it waits for; in the event loop only."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and it has ended
+            self._scope.cancel()
+
     # --- inside --------------------------------------------------------------------
 
     async def _part(self) -> None:
@@ -160,7 +171,8 @@ class Supervisor:
             try:
                 await self._fill(slot)
             except WorkerStartError as error:
-                logger.error("%s", error)  # noqa: TRY400 - its text has the worker's traceback
+                if not self._closing:  # or else it was we who ended it
+                    logger.error("%s", error)  # noqa: TRY400 - its text has the worker's traceback
             else:
                 await self._until_lost(slot)
             if not self._closing:
