@@ -14,6 +14,7 @@ import psutil
 from predictpool import BrokenWorkerError, PredictorPool, WorkerError, WorkerStartError
 
 POLL = 0.002
+LONGEST_FOLLOW_UP = 0.005
 NOTICED_WITHIN = 1.0
 _REMEMBERED = 1024
 _SHOWN = 5
@@ -71,7 +72,7 @@ class Disturber:
             may_go_on: waits while nothing must be disturbed.
         """
         acts = (
-            (self._pace.kill, self._kill),
+            (self._pace.kill * 1.5, self._kill),  # every second time it kills two
             (self._pace.stop, self._stop),
             (self._pace.reload, self._reload),
         )
@@ -109,29 +110,28 @@ class Disturber:
     # --- the disturbances ----------------------------------------------------------
 
     async def _kill(self) -> None:
-        worker = self._choose(stopped=False)
-        if worker is not None:
+        # Requests of a dead worker run again on another one, which every second time dies too.
+        for worker in self._choose(1 + (self._random.random() < 0.5), stopped=False):
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
                 self.done["kills"] += 1
                 self._group.start_soon(self._recover)
+            await anyio.sleep(self._random.uniform(0, LONGEST_FOLLOW_UP))
 
     async def _stop(self) -> None:
-        worker = self._choose(stopped=True)
-        if worker is not None:
+        for worker in self._choose(1, stopped=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.suspend()
                 self.done["stops"] += 1
 
-    def _choose(self, *, stopped: bool) -> psutil.Process | None:
-        """Choose a worker that was not hit before, and remember it."""
+    def _choose(self, count: int, *, stopped: bool) -> list[psutil.Process]:
+        """Choose workers that were not hit before, and remember them."""
         known = {hit.pid for hit in self._hits}
         fresh = [worker for worker in self.workers() if worker.pid not in known]
-        if not fresh:
-            return None
-        worker = self._random.choice(fresh)
-        self._hits.append(Hit(worker.pid, time.monotonic(), stopped))
-        return worker
+        chosen = self._random.sample(fresh, min(count, len(fresh)))
+        now = time.monotonic()
+        self._hits.extend(Hit(worker.pid, now, stopped) for worker in chosen)
+        return chosen
 
     async def _reload(self) -> None:
         self.reloading = True

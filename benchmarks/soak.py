@@ -8,7 +8,6 @@ Memory, file descriptors and threads are taken twice, at the same point: all cal
 workers are ready, nothing is reloaded.
 """
 
-import functools
 import gc
 import os
 import random
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 import anyio
 import psutil
 
-from benchmarks import figures, rows, startup
+from benchmarks import contenders, figures, rows, startup
 from benchmarks.contenders import Loop
 from benchmarks.disturbance import Disturber, Pace
 from benchmarks.figures import Goal
@@ -86,7 +85,7 @@ class Size:
 
 def full(minutes: float) -> Size:
     """Return the size of a run that counts."""
-    return Size(minutes * 60, callers=256, pace=Pace(kill=1.0, stop=10.0, reload=15.0))
+    return Size(minutes * 60, callers=240, pace=Pace(kill=1.0, stop=10.0, reload=15.0))
 
 
 QUICK = Size(seconds=4.0, callers=40, pace=Pace(kill=0.4, stop=1.5, reload=1.0))
@@ -393,11 +392,8 @@ class Caller:
 def run(*, minutes: float, loop: Loop, seed: int, quick: bool, note: Note) -> Outcome:
     """Ask and disturb one pool for minutes."""
     size = QUICK if quick else full(minutes)
-    return anyio.run(
-        functools.partial(_run, size, loop, seed, note),
-        backend="trio" if loop == "trio" else "asyncio",
-        backend_options={"use_uvloop": True} if loop == "uvloop" else {},
-    )
+    outcome: Outcome = contenders.on_loop(loop, _run, size, loop, seed, note)
+    return outcome
 
 
 async def _run(size: Size, loop: Loop, seed: int, note: Note) -> Outcome:
