@@ -38,6 +38,7 @@ from predictpool import (
 WORKERS = 2
 RETRIES = 1
 HANG_TIMEOUT = 1.0
+START_TIMEOUT = 5.0
 MAX_WAITING = 256
 # An ordinary request waits a fraction of a second, or twice HANG_TIMEOUT at worst: one that has
 # nothing after TIMEOUT was lost, though the pool's own deadline found it.
@@ -407,7 +408,7 @@ async def _run(size: Size, loop: Loop, seed: int, note: Note) -> Outcome:
         max_waiting=MAX_WAITING,
         retries=RETRIES,
         hang_timeout=HANG_TIMEOUT,
-        start_timeout=10.0,
+        start_timeout=START_TIMEOUT,
         grace_period=5.0,
     )
     tally = Tally()
