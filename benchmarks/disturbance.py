@@ -78,8 +78,11 @@ class Disturber:
         )
 
         async def repeat(mean: float, act: Callable[[], Awaitable[None]]) -> None:
+            due = time.monotonic()
             while True:
-                await anyio.sleep(self._random.expovariate(1 / mean))
+                # From when the last one was due: a busy loop must not make them rarer.
+                due += self._random.expovariate(1 / mean)
+                await anyio.sleep(max(0.0, due - time.monotonic()))
                 await may_go_on()
                 await act()
 

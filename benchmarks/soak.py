@@ -479,14 +479,19 @@ async def _soak(
 
 
 async def _quiet(pool: PredictorPool[Arrays], callers: list[Caller], disturber: Disturber) -> None:
-    """Wait until nothing is under way and every slot has its one worker."""
-    while (  # noqa: ASYNC110 - there is no event for all of that
-        any(caller.due < float("inf") for caller in callers)
-        or disturber.reloading
-        or pool.statistics().ready < WORKERS
-        or len(disturber.workers()) != WORKERS
-    ):
-        await anyio.sleep(0.05)
+    """Wait until nothing is under way and every slot has its one worker.
+
+    Raises:
+        TimeoutError: it does not come to that, though whatever is lost has been given up.
+    """
+    with anyio.fail_after(2 * LOST_AFTER):
+        while (  # noqa: ASYNC110 - there is no event for all of that
+            any(caller.due < float("inf") for caller in callers)
+            or disturber.reloading
+            or pool.statistics().ready < WORKERS
+            or len(disturber.workers()) != WORKERS
+        ):
+            await anyio.sleep(0.05)
 
 
 async def _watch(callers: list[Caller]) -> None:
