@@ -1,5 +1,6 @@
-"""What predictpool costs and saves, measured against what one would do without it.
+"""What predictpool costs and saves, against what one would do without it, and what it withstands.
 
-Run ``python -m benchmarks latency``, ``budget`` or ``startup`` in the repository's root.
+Run ``python -m benchmarks latency``, ``budget``, ``startup``, ``soak`` or ``overload`` in the
+repository's root.
 ``docs/explanation/benchmarks.md`` says what the numbers mean, and first what they cannot say.
 """

@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [latency|budget|startup]``."""
+"""The command line: ``python -m benchmarks [latency|budget|startup|soak|overload]``."""
 
 import argparse
 import sys
@@ -6,17 +6,29 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import budget, harness, latency, models, report, startup
+from benchmarks import budget, contenders, harness, latency, models, overload, report, soak, startup
+from benchmarks.figures import Goal
 from benchmarks.models import Model
 from predictpool import _census
 
 QUICK_STEPS = 20
+# How long each benchmark lasts; None where that is not for the caller to say.
+MINUTES = {"latency": None, "budget": None, "startup": None, "soak": 10.0, "overload": 1.0}
 
 
 def main() -> None:
-    """Train a model, run one benchmark, print what came of it."""
+    """Run one benchmark, print what came of it."""
     options = parse()
     _census.silence()  # the processes that are started inherit it
+    without_model = {"soak": measure_soak, "overload": measure_overload}
+    if options.benchmark in without_model:
+        without_model[options.benchmark](report.Run(None, options.quick), options)
+    else:
+        main_with_model(options)
+
+
+def main_with_model(options: argparse.Namespace) -> None:
+    """Train a model, run the benchmark that is about it."""
     with tempfile.TemporaryDirectory(prefix="predictpool-benchmarks-") as temporary:
         model = Model(options.model, str(options.model_dir or Path(temporary, "model")))
         note("training the model")
@@ -69,6 +81,48 @@ def measure_startup(run: report.Run, model: Model, options: argparse.Namespace) 
     report.show_goals(paper, goals)
 
 
+def measure_soak(run: report.Run, options: argparse.Namespace) -> None:
+    """Run ``soak``."""
+    found = soak.run(
+        minutes=options.minutes,
+        loop=options.loop,
+        seed=options.seed,
+        quick=options.quick,
+        note=note,
+    )
+    goals = soak.goals(found)
+    if options.json:
+        print(report.as_json(run, "soak", asdict(found), goals))
+    else:
+        paper = report.Paper(options.markdown)
+        report.show_run(paper, run)
+        report.show_soak(paper, found)
+        report.show_goals(paper, goals)
+    insist(soak.correctness(found))
+
+
+def measure_overload(run: report.Run, options: argparse.Namespace) -> None:
+    """Run ``overload``."""
+    found = overload.run(
+        seconds=options.minutes * 60, loop=options.loop, quick=options.quick, note=note
+    )
+    goals = overload.goals(found)
+    if options.json:
+        print(report.as_json(run, "overload", asdict(found), goals))
+    else:
+        paper = report.Paper(options.markdown)
+        report.show_run(paper, run)
+        report.show_overload(paper, found)
+        report.show_goals(paper, goals)
+    insist(overload.correctness(found))
+
+
+def insist(goals: list[Goal]) -> None:
+    """End with status 1 unless these are reached: no busy machine excuses them."""
+    if not all(goal.reached for goal in goals):
+        sys.exit(1)
+
+
 def note(what: str) -> None:
     """Say on stderr what is being done."""
     print(what, file=sys.stderr, flush=True)
@@ -77,7 +131,7 @@ def note(what: str) -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("benchmark", choices=("latency", "budget", "startup"))
+    parser.add_argument("benchmark", choices=tuple(MINUTES))
     parser.add_argument(
         "--model", choices=models.NAMES, help="default: census, and small where --quick is given"
     )
@@ -89,7 +143,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test: the figures mean nothing"
     )
+    lasting = parser.add_argument_group("soak and overload, which need no model")
+    lasting.add_argument("--minutes", type=float, help="default: 10 for soak, 1 for overload")
+    lasting.add_argument("--loop", choices=contenders.LOOPS, default="asyncio")
+    lasting.add_argument("--seed", type=int, default=1, help="of soak's chances")
     options = parser.parse_args()
+    options.minutes = options.minutes or MINUTES[options.benchmark]
     options.model = options.model or ("small" if options.quick else "census")
     return options
 

@@ -3,7 +3,7 @@
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,12 +62,8 @@ def serve(orders: Orders, way: Way, model: Model) -> None:
     ended, in ns of the clock that all processes share; and, where they are to be kept, the answers.
     """
     if way.kind == "pool":
-        uvloop = {"use_uvloop": True} if way.loop == "uvloop" else {}
-        anyio.run(
-            functools.partial(_serve_pool, orders, way, model),
-            backend="trio" if way.loop == "trio" else "asyncio",
-            backend_options=uvloop,
-        )
+        assert way.loop is not None
+        on_loop(way.loop, _serve_pool, orders, way, model)
         return
     with _SYNCHRONOUS[way.kind](way, model) as (ask, rows):
         orders.reply(None)
@@ -89,6 +85,16 @@ def _ask_in_turn(ask: Ask, rows: deque[Any], calls: int, keep: bool) -> Asked:
         if keep:
             answers.append(answer)
     return times, answers
+
+
+def on_loop(loop: Loop, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    """Call a coroutine function on an event loop of this kind, and return what it returned."""
+    return anyio.run(
+        function,
+        *arguments,
+        backend="trio" if loop == "trio" else "asyncio",
+        backend_options={"use_uvloop": True} if loop == "uvloop" else {},
+    )
 
 
 # --- without a pool ----------------------------------------------------------------

@@ -35,13 +35,14 @@ def ratios(values: Sequence[float], to: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure must not exceed."""
+    """What a figure must not exceed, or must reach."""
 
     name: str
     figure: float
     limit: float
+    at_least: bool = False
 
     @property
     def reached(self) -> bool:
-        """Whether it does not."""
-        return self.figure <= self.limit
+        """Whether it is so."""
+        return self.figure >= self.limit if self.at_least else self.figure <= self.limit

@@ -1,10 +1,11 @@
 """What is printed: the machine, tables for people, one JSON object for programs."""
 
+import contextlib
 import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import budget, latency, startup
+from benchmarks import budget, latency, overload, soak, startup
 from benchmarks.figures import Goal, Spread
 from benchmarks.models import Model
 
@@ -43,8 +44,14 @@ def machine() -> Machine:
         memory_gigabytes=round(psutil.virtual_memory().total / 2**30, 1),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        packages={name: metadata.version(name) for name in _PACKAGES},
+        packages=dict(_versions()),
     )
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # some need no TensorFlow
+            yield name, metadata.version(name)
 
 
 def _processor() -> str:
@@ -76,9 +83,13 @@ class Paper:
 
 
 class Run:
-    """One run of a benchmark: when it began, and under which load."""
+    """One run of a benchmark: when it began, and under which load.
 
-    def __init__(self, model: Model, quick: bool) -> None:
+    Args:
+        model: the trained model, where the benchmark needs one.
+    """
+
+    def __init__(self, model: Model | None, quick: bool) -> None:
         self._model = model
         self._quick = quick
         self._began = time.monotonic()
@@ -87,7 +98,7 @@ class Run:
     def heading(self) -> dict[str, Any]:
         """Return what stands above the figures."""
         return {
-            "model": self._model.name,
+            "model": self._model.name if self._model else None,
             "quick": self._quick,
             "seconds": round(time.monotonic() - self._began, 1),
             "load_before": round(self._load, 2),
@@ -115,10 +126,8 @@ def show_run(paper: Paper, run: Run) -> None:
         f"{where['system']}; Python {where['python']}, {packages}"
     )
     before, after = heading["load_before"], heading["load_after"]
-    paper.print(
-        f"model: {heading['model']}; {heading['seconds']:.0f} s; "
-        f"load average {before} before, {after} after"
-    )
+    model = f"model: {heading['model']}; " if heading["model"] else ""
+    paper.print(f"{model}{heading['seconds']:.0f} s; load average {before} before, {after} after")
     if heading["quick"]:
         paper.print("QUICK: the figures mean nothing")
     if max(before, after) > where["cores"]:
@@ -199,11 +208,82 @@ def _show_memory(paper: Paper, found: startup.Outcome) -> None:
     paper.print(table)
 
 
+def show_soak(paper: Paper, found: soak.Outcome) -> None:
+    """Print how requests ended, what was done to workers, and what the application took."""
+    _show_bins(paper, found)
+    done = ", ".join(f"{count} {what}" for what, count in sorted(found.disturbances.items()))
+    paper.print(f"done: {done}; restarts: {found.restarts}")
+    if (recovery := found.recovery) is not None:
+        median, p99, worst = (
+            f"{seconds * 1e3:.0f} ms" for seconds in (recovery.median, recovery.p99, recovery.worst)
+        )
+        paper.print(
+            f"from a kill to all workers ready: median {median}, p99 {p99}, worst {worst} "
+            f"({recovery.count} kills)"
+        )
+    usage, growth = found.usage, found.growth
+    paper.print(
+        f"the application at the end: {usage.memory / 1e6:.1f} MB of its own "
+        f"({growth.memory / 1e6:+.1f}), {usage.descriptors} file descriptors "
+        f"({growth.descriptors:+}), {usage.threads} threads ({growth.threads:+}); "
+        f"processes that outlived the pool: {found.processes_left}"
+    )
+    for title, texts in (
+        ("the pool's statistics disagree", found.disagreements),
+        ("unexpected", found.first_unexpected),
+        ("broken", found.first_broken),
+    ):
+        for text in texts:
+            paper.print(f"{title}: {text}")
+
+
+def _show_bins(paper: Paper, found: soak.Outcome) -> None:
+    table = paper.table(
+        "How requests ended",
+        f"{found.callers} callers, {found.workers} workers, {found.loop}, seed {found.seed}; "
+        f"{found.rows:,} rows answered in {found.seconds:.0f} s",
+        "requests",
+        *("number", "per second"),
+    )
+    for name, count in (("sent", found.requests), *found.bins.items()):
+        table.add_row(name, f"{count:,}", f"{count / found.seconds:,.1f}")
+    paper.print(table)
+
+
+def show_overload(paper: Paper, found: overload.Outcome) -> None:
+    """Print what was served of what was offered, and how long it took."""
+    table = paper.table(
+        f"{overload.OVERLOAD:g} times what {found.workers} workers can do",
+        f"a model of {found.cost * 1e3:g} ms, max_batch_size=1, max_waiting={found.max_waiting}, "
+        f"{found.loop}; {found.seconds:g} s",
+        "what",
+        *("figure", "compared with"),
+    )
+    table.add_row("capacity, closed loop", f"{found.capacity:.1f} a second", "")
+    for name in ("offered", "served", "refused"):
+        rate = getattr(found, name)
+        table.add_row(name, f"{rate:.1f} a second", f"{rate / found.capacity:.3f} × capacity")
+    for name, count in found.expired.items():
+        table.add_row(f"expired while {name}", f"{count:,}", "")
+    table.add_row("expired, reached a worker", f"{found.expired_reached_worker}", "")
+    for name in ("p50", "p99", "worst"):
+        seconds = getattr(found, f"latency_{name}")
+        compared = f"{seconds / found.bound:.2f} × bound of {found.bound * 1e3:.0f} ms"
+        table.add_row(f"latency of served requests, {name}", f"{seconds * 1e3:.1f} ms", compared)
+    for name in ("p50", "p99"):
+        seconds = getattr(found, f"refusal_{name}")
+        table.add_row(f"a refusal, {name}", f"{seconds * 1e6:.1f} µs", "")
+    table.add_row("sent late, p99", f"{found.late_p99 * 1e3:.1f} ms", "")
+    paper.print(table)
+
+
 def show_goals(paper: Paper, goals: Sequence[Goal]) -> None:
     """Print what was to be reached and whether it was."""
     for goal in goals:
         verdict = "reached" if goal.reached else "MISSED"
-        paper.print(f"{verdict}: {goal.name} = {goal.figure:.2f}, goal ≤ {goal.limit}")
+        figure = f"{goal.figure:,}" if isinstance(goal.figure, int) else f"{goal.figure:.2f}"
+        sign = "≥" if goal.at_least else "≤"
+        paper.print(f"{verdict}: {goal.name} = {figure}, goal {sign} {goal.limit:,}")
 
 
 def _spread(spread: Spread | None, scale: float = 1.0) -> str:

@@ -1,31 +1,34 @@
 """``python -m benchmarks``: that it runs and what it prints; timings are nobody's promise here."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import latency
-from benchmarks.contenders import Way
+from benchmarks import latency, rows, soak
+from benchmarks.contenders import LOOPS, Way
+from benchmarks.figures import Goal
 from benchmarks.harness import Contender, ContenderFailed
+from predictpool import PoolStatistics
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = [
-    pytest.mark.skipif(
-        sys.version_info >= (3, 12), reason="no TensorFlow with Estimators for this Python"
-    ),
-    pytest.mark.timeout(300),  # each run imports TensorFlow half a dozen times
-]
+pytestmark = pytest.mark.timeout(300)  # most runs import TensorFlow half a dozen times
+
+NEEDS_ESTIMATORS = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="no TensorFlow with Estimators for this Python"
+)
 
 
-def run(benchmark: str) -> dict[str, Any]:
+def run(benchmark: str, *options: str, model: str | None = "small") -> dict[str, Any]:
     ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks", benchmark, "--quick", "--json"],
+        [sys.executable, "-m", "benchmarks", benchmark, "--quick", "--json", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -34,10 +37,10 @@ def run(benchmark: str) -> dict[str, Any]:
     )
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout)
-    assert (found["benchmark"], found["model"], found["quick"]) == (benchmark, "small", True)
+    assert (found["benchmark"], found["model"], found["quick"]) == (benchmark, model, True)
     machine = found["machine"]
     assert machine["cores"] >= 1
-    assert machine["packages"]["tensorflow"].startswith("2.")
+    assert {"predictpool", "numpy"} <= set(machine["packages"])
     return found
 
 
@@ -45,6 +48,7 @@ def is_spread(figure: dict[str, float]) -> bool:
     return 0 < figure["low"] <= figure["median"] <= figure["high"]
 
 
+@NEEDS_ESTIMATORS
 def test_latency_compares_the_pool_with_the_hop_floor_and_with_the_predictor_in_process() -> None:
     found = run("latency")
     lines = {line["name"]: line for line in found["contenders"]}
@@ -65,6 +69,7 @@ def test_latency_compares_the_pool_with_the_hop_floor_and_with_the_predictor_in_
         assert goal["reached"] == (goal["figure"] <= goal["limit"])
 
 
+@NEEDS_ESTIMATORS
 def test_the_budget_divides_a_request_into_three_spans() -> None:
     lines = run("budget")["contenders"]
     assert [line["name"] for line in lines] == [
@@ -78,6 +83,7 @@ def test_the_budget_divides_a_request_into_three_spans() -> None:
         assert line["in_model"]["median"] > line["to_model"]["low"]
 
 
+@NEEDS_ESTIMATORS
 def test_startup_compares_forked_workers_with_fresh_interpreters() -> None:
     found = run("startup")
     assert set(found["times"]) == {"forked", "afresh", "bare interpreter"}
@@ -94,6 +100,82 @@ def test_startup_compares_forked_workers_with_fresh_interpreters() -> None:
         assert pool["workers"] == 2
         assert 0 < pool["worker_private"] < pool["worker"] < pool["total"]
     assert [goal["limit"] for goal in found["goals"]] == [0.4, 0.4, 0.5]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_soak_loses_nothing_and_every_request_ends_in_one_bin(loop: str) -> None:
+    found = run("soak", "--loop", loop, model=None)
+    bins = found["bins"]
+    assert sum(bins.values()) == found["requests"]
+    for name in ("answered", "invalid as expected", "poison as expected", "cancelled", "timed out"):
+        assert bins[name] > 0
+    for name in ("wrong", "unexpected", "late", "lost"):
+        assert bins[name] == 0
+    assert found["unattributed"] == found["unexplained"] == found["processes_left"] == 0
+    assert found["disagreements"] == []
+    assert found["disturbances"]["kills"] > 0
+    assert found["restarts"] > 0
+    assert 0 < found["recovery"]["median"] <= found["recovery"]["worst"]
+    assert (found["growth"]["descriptors"], found["growth"]["threads"]) == (0, 0)
+    goals = {goal["name"]: goal for goal in found["goals"]}
+    assert goals["lost or late requests"]["reached"]
+    assert goals["requests"]["at_least"]
+
+
+def test_under_overload_what_expired_or_was_refused_never_reached_a_worker() -> None:
+    found = run("overload", model=None)
+    assert found["offered"] > found["capacity"] > found["served"] / 2 > 0
+    assert found["refused"] > 0
+    assert found["expired"]["waiting"] > 0
+    for what in ("expired_reached_worker", "refused_reached_worker", "not_once"):
+        assert found[what] == 0
+    for what in ("refusal", "latency"):
+        assert 0 < found[f"{what}_p50"] <= found[f"{what}_p99"]
+    assert [goal["at_least"] for goal in found["goals"]].count(True) == 1
+
+
+def changed(outputs: dict[str, Any], name: str, to: Any) -> dict[str, Any]:
+    return {**outputs, name: to}
+
+
+def test_only_its_own_answer_proves_a_row() -> None:
+    supply = rows.Rows(1)
+    question, other = supply.take(3), supply.take(3)
+    features = {**question.features}
+    features["text"] = np.array([text.encode() for text in features["text"]], object)
+    outputs = rows.answer(features)
+    assert question.answered_by(outputs)
+    assert not other.answered_by(outputs)
+    for name, values in outputs.items():
+        assert not question.answered_by(changed(outputs, name, values[::-1]))
+        assert not question.answered_by(changed(outputs, name, values[:2]))
+        assert not question.answered_by(changed(outputs, name, values.astype("f4")))
+    one = {name: values[0] for name, values in outputs.items()}
+    assert question.example_answered_by(one)
+    assert not other.example_answered_by(one)
+
+
+def statistics(**counts: int) -> PoolStatistics:
+    zeros = {field.name: 0 for field in dataclasses.fields(PoolStatistics)}
+    return PoolStatistics(**{**zeros, **counts})
+
+
+def test_the_soak_finds_what_the_pool_has_not_counted() -> None:
+    bins = Counter({"answered": 7, "broken": 1, "cancelled": 2, "refused": 1})
+    fits = {"submitted": 11, "answered": 8, "failed": 1, "cancelled": 1, "refused": 1, "rows": 9}
+    assert soak.disagreements(bins, 9, statistics(**fits)) == []  # one left as its answer came
+    for name, count in fits.items():
+        for wrong in (0, count + 2) if name != "rows" else (0,):
+            assert soak.disagreements(bins, 9, statistics(**{**fits, name: wrong}))
+    assert soak.disagreements(bins, 9, statistics(**fits, running=1))
+
+
+def test_a_goal_may_be_a_lower_limit() -> None:
+    assert Goal("", 2, 1, at_least=True).reached
+    assert Goal("", 1, 2).reached
+    assert not Goal("", 1, 2, at_least=True).reached
+    assert not Goal("", 2, 1).reached
 
 
 class Answering:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import resource
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -353,6 +355,26 @@ async def test_a_worker_that_closes_its_socket_and_lives_on_is_killed_and_replac
 
     async with PredictorPool(calling(predict), workers=1) as pool:
         assert (await pool.predict([1.0])).tolist() == [2.0]
+
+
+@ONE_LOOP
+async def test_a_worker_that_died_before_the_pool_knew_its_pid_says_how_it_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = socket.recv_fds
+
+    def kill_first(*arguments: Any) -> Any:
+        received = real(*arguments)
+        if b"started" in received[0]:
+            os.kill(json.loads(received[0])["pid"], signal.SIGKILL)
+            while not select.select([arguments[0]], [], [], 0)[0]:
+                pass  # until the template says that it has ended
+        return received
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "recv_fds", kill_first)
+        with pytest.raises(WorkerStartError, match="was ended by SIGKILL"):
+            await PredictorPool(calling(lambda x: x), workers=1).open()
 
 
 # --- slots and pools that are given up ---------------------------------------------

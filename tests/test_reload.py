@@ -184,6 +184,29 @@ async def test_the_old_model_lets_go_in_good_order(stage: Stage) -> None:
         assert stage.heard() == ["closed"]
 
 
+async def test_a_new_worker_that_dies_while_the_old_one_parts_is_replaced_at_once(
+    stage: Stage, nothing_left: Family
+) -> None:
+    class Slow(FunctionPredictor[Any]):
+        def close(self) -> None:
+            stage.hold("parting")
+
+    async with (
+        PredictorPool(Slow(lambda: lambda x: x), workers=1) as pool,
+        anyio.create_task_group() as group,
+    ):
+        (old,) = pids_of(pool)
+        group.start_soon(pool.reload, naming_pids(stage))
+        new = await stage.hears()
+        assert await stage.hears() == "parting"
+        os.kill(new, signal.SIGKILL)
+        assert (await pool.predict([1.0])).tolist() == [2.0]
+        assert old in nothing_left.pids()  # nobody waited for it
+        assert stage.heard() == pids_of(pool)
+        assert pool.statistics().restarts == 1
+        stage.let_go()
+
+
 async def test_a_hung_old_worker_is_killed_and_its_request_is_answered_by_the_new(
     stage: Stage,
 ) -> None:

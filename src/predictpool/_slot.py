@@ -85,6 +85,7 @@ class Slot:
         self.backoff = Backoff()
         self.last_error = ""
         self._filled = anyio.Event()
+        self._lost = anyio.Event()
 
     def take(self, worker: Worker, ready: Ready) -> None:
         """Let a worker that is ready have the requests from now on."""
@@ -97,7 +98,10 @@ class Slot:
         """Take note of a worker's end; its requests go elsewhere at once."""
         if self.worker is worker:
             self.worker, self.state = None, SlotState.EMPTY
+            self.last_error = str(end)
             self._filled = anyio.Event()
+            self._lost.set()
+            self._lost = anyio.Event()
             self.dispatcher.worker_lost(self.number, lambda: worker.broken_error(end))
 
     def give_up(self) -> None:
@@ -107,6 +111,10 @@ class Slot:
     async def until_filled(self) -> None:
         """Wait until there is a worker."""
         await self._filled.wait()
+
+    async def until_lost(self) -> None:
+        """Wait until a worker ends that has not been replaced."""
+        await self._lost.wait()
 
 
 class Worker:

@@ -199,11 +199,10 @@ class Supervisor:
 
     async def _until_lost(self, slot: Slot) -> None:
         """Wait until a slot has no worker: one that was replaced is no loss."""
-        while (worker := slot.worker) is not None:
-            end = await worker.until_ended()
-            if slot.worker is None and not self._closing:
-                slot.last_error = str(end)
-                logger.warning("slot %d: worker %s", slot.number, end)
+        while slot.worker is not None:
+            await slot.until_lost()
+        if not self._closing:
+            logger.warning("slot %d: worker %s", slot.number, slot.last_error)
 
     async def _back_off(self, slot: Slot) -> None:
         delay = slot.backoff.failed()
