@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import psutil
 
+from benchmarks import harness
 from predictpool import BrokenWorkerError, PredictorPool, WorkerError, WorkerStartError
 
 POLL = 0.002
@@ -62,7 +63,7 @@ class Disturber:
         self._pace = pace
         self._hang_timeout = hang_timeout
         self._random = random.Random(seed)
-        self._template = template()
+        self._template = harness.template()
         self._hits: deque[Hit] = deque(maxlen=_REMEMBERED)
 
     async def run(self, may_go_on: Callable[[], Awaitable[None]]) -> None:
@@ -169,13 +170,3 @@ class Disturber:
         self.unexplained += 1
         if len(self.mistakes) < _SHOWN:
             self.mistakes.append(what)
-
-
-def template() -> psutil.Process:
-    """Return the process that forks this one's workers."""
-    (found,) = (
-        child
-        for child in psutil.Process().children()
-        if any(part.endswith("_template.py") for part in child.cmdline())
-    )
-    return found

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
+
 # How a worker of the pool is set up (see `predictpool._launcher`): in force for every contender
 # that stands for one, before TensorFlow is imported.
 WORKER_ENVIRONMENT = {
@@ -137,3 +139,13 @@ def become_like_a_worker() -> int:
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     return core
+
+
+def template() -> psutil.Process:
+    """Return the process that forks the workers of this process's pool."""
+    (found,) = (
+        child
+        for child in psutil.Process().children()
+        if any(part.endswith("_template.py") for part in child.cmdline())
+    )
+    return found

@@ -186,11 +186,7 @@ def _wake_ups(worker: psutil.Process) -> int:
 
 def _processes() -> tuple[psutil.Process, list[psutil.Process]]:
     """Return the template and its workers, the oldest first."""
-    (template,) = (
-        child
-        for child in psutil.Process().children()
-        if any(part.endswith("_template.py") for part in child.cmdline())
-    )
+    template = harness.template()
     return template, sorted(template.children(), key=lambda worker: worker.create_time())
 
 
