@@ -237,6 +237,7 @@ class _Template:
         self._started: dict[int, anyio.Event] = {}
         self._pids: dict[int, tuple[int, int]] = {}
         self._workers: dict[int, _LocalWorker] = {}
+        self._early_ends: dict[int, int] = {}
         self._count = 0
         self._ready = anyio.Event()
         self._reading: Cancellable | None = None
@@ -299,6 +300,8 @@ class _Template:
         self._workers[pid] = worker
         worker.on_gone = lambda: self._workers.pop(pid, None)
         worker.begin(start)
+        if pid in self._early_ends:
+            worker.on_status(self._early_ends.pop(pid))
         return worker
 
     async def _order(
@@ -320,7 +323,9 @@ class _Template:
             raise ChildProcessError(f"the template process has ended ({error})") from error
         except BaseException:
             if number in self._pids:  # cancelled in the tick in which it came
-                os.close(self._pids.pop(number)[1])
+                pid, pidfd = self._pids.pop(number)
+                self._early_ends.pop(pid, None)
+                os.close(pidfd)
             raise
         finally:
             del self._started[number]
@@ -360,8 +365,14 @@ class _Template:
             if message["afresh"] and self._count == message["started"] == 1:
                 logger.info("workers are started afresh, not forked: %s", message["afresh"])
             self._on_started(message["started"], message["pid"], descriptors)
-        elif message["ended"] in self._workers:
-            self._workers[message["ended"]].on_status(message["status"])
+        else:
+            self._on_ended(message["ended"], message["status"])
+
+    def _on_ended(self, pid: int, status: int) -> None:
+        if pid in self._workers:
+            self._workers[pid].on_status(status)
+        elif any(pid == started for started, _ in self._pids.values()):
+            self._early_ends[pid] = status  # whoever ordered it has not woken yet
 
     def _on_started(self, number: int, pid: int, descriptors: list[int]) -> None:
         # Without a descriptor (this process has no number left for one), and where whoever
