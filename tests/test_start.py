@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from predictpool import FunctionPredictor, LocalLauncher, PredictorPool, WorkerStartError
+from predictpool._devices import Device
+from predictpool._launcher import _Template
 from tests.conftest import Family
 from tests.pools import ONE_LOOP, POOL_TEST, calling, doubling
 from tests.stage import Stage
@@ -99,6 +102,24 @@ async def test_a_worker_that_segfaults_in_load_says_where() -> None:
         await PredictorPool(FunctionPredictor(load), workers=1).open()
     assert "Segmentation fault" in caught.value.traceback
     assert "in load" in caught.value.traceback
+
+
+async def test_how_a_worker_ended_is_known_where_it_ended_before_its_start_was_noticed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # There is no such core, so the worker ends at once.
+    monkeypatch.setattr("predictpool._pool.plan", lambda *_: [Device(cores=(100_000,))])
+    on_message = _Template._on_message
+
+    def let_the_next_message_come(template: _Template, message: Any, *others: Any) -> None:
+        on_message(template, message, *others)
+        if "started" in message:
+            assert select.select([template._control], [], [], 15)[0]
+
+    monkeypatch.setattr(_Template, "_on_message", let_the_next_message_come)
+    with pytest.raises(WorkerStartError, match="exited by itself with status 1 while it started"):
+        await PredictorPool(doubling(), workers=1).open()
+    assert "Invalid argument" in capfd.readouterr().err
 
 
 @ONE_LOOP
