@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 
-# How a worker of the pool is set up (see `predictpool._launcher`): in force for every contender
-# that stands for one, before TensorFlow is imported.
+# How a worker of the pool is set up (see `predictpool._local_launcher`): in force for every
+# contender that stands for one, before TensorFlow is imported.
 WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",

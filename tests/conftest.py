@@ -155,7 +155,8 @@ def never_blocking() -> Iterator[None]:
     accepted: list[tuple[str, set[str]]] = [
         ("subprocess.py", {"_execute_child"}),
         ("predictpool/_cgroup.py", {"_read"}),
-        ("predictpool/_launcher.py", {"_report_end", "_reap"}),
+        ("predictpool/_local_worker.py", {"_report_end"}),
+        ("predictpool/_local_launcher.py", {"_reap"}),
     ]
     for function in detector.functions.values():
         for file, names in accepted:

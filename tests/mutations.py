@@ -56,14 +56,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a worker's end is seen by its pidfd, too",
-        "_launcher.py",
+        "_local_worker.py",
         "self._listener.ending()\n        self._channel.drain()\n        self._end()",
         "return",
         "test_faults::test_the_death_of_a_worker_whose_child_keeps_its_socket_open_is_noticed",
     ),
     Mutation(
         "what a worker sent before it died counts",
-        "_launcher.py",
+        "_local_worker.py",
         "self._channel.drain()\n        self._end()",
         "self._end()",
         "test_faults::test_an_answer_that_was_sent_before_the_death_counts",
@@ -126,14 +126,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a template that died is replaced",
-        "_launcher.py",
+        "_local_launcher.py",
         "if not self._templates or self._templates[-1].gone:\n",
         "if not self._templates:\n",
         "test_faults::test_a_template_killed_while_it_starts_a_worker_is_replaced",
     ),
     Mutation(
         "a kill for lack of memory is named as such",
-        "_launcher.py",
+        "_local_worker.py",
         "else now > before",
         "else False",
         "test_out_of_memory::test_the_kernels_count_tells_which_kill_it_was",
@@ -272,7 +272,7 @@ MUTATIONS = [
     ),
     Mutation(
         "… and no forked copy of the application keeps it open",
-        "_launcher.py",
+        "_local_launcher.py",
         "template.close_in_forked_copy()",
         "pass",
         "test_orphans::test_no_process_is_left_one_second_after_a_kill_of_the_application",
@@ -294,7 +294,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a dead worker leaves no file descriptor",
-        "_launcher.py",
+        "_local_worker.py",
         "os.close(self._report)\n",
         "pass\n",
         "test_guest::test_thirty_restarts_leave_nothing",

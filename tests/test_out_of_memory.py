@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from predictpool import BrokenWorkerError, FunctionPredictor, PredictorPool
-from predictpool import _launcher as launcher_module
+from predictpool import _local_worker as local_worker_module
 from predictpool._cgroup import oom_kills
 from predictpool._launcher import End
 from tests.pools import POOL_TEST
@@ -105,7 +105,7 @@ async def test_the_kernels_count_tells_which_kill_it_was(
     # The first is read when the worker starts, the last when it has ended.
     left = [*counts]
     monkeypatch.setattr(
-        launcher_module, "oom_kills", lambda: left.pop(0) if len(left) > 1 else left[0]
+        local_worker_module, "oom_kills", lambda: left.pop(0) if len(left) > 1 else left[0]
     )
 
     def predict(_: Any) -> None:

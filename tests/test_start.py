@@ -17,7 +17,7 @@ import pytest
 
 from predictpool import FunctionPredictor, LocalLauncher, PredictorPool, WorkerStartError
 from predictpool._devices import Device
-from predictpool._launcher import _Template
+from predictpool._local_launcher import _Template
 from tests.conftest import Family
 from tests.pools import ONE_LOOP, POOL_TEST, calling, doubling
 from tests.stage import Stage

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from predictpool._errors import TooManyRequests as TooManyRequests
     from predictpool._errors import WorkerError as WorkerError
     from predictpool._errors import WorkerStartError as WorkerStartError
-    from predictpool._launcher import LocalLauncher as LocalLauncher
+    from predictpool._local_launcher import LocalLauncher as LocalLauncher
     from predictpool._pool import PredictorPool as PredictorPool
     from predictpool._signature import FeatureSpec as FeatureSpec
     from predictpool._signature import Signature as Signature
@@ -33,7 +33,7 @@ _MODULES = {
     "FeatureSpec": "_signature",
     "FunctionPredictor": "predictors._function",
     "InvalidFeatures": "_errors",
-    "LocalLauncher": "_launcher",
+    "LocalLauncher": "_local_launcher",
     "PoolClosed": "_errors",
     "PoolStatistics": "_statistics",
     "PoolTimeout": "_errors",

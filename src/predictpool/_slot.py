@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import anyio
 from predictpool._devices import Device
 from predictpool._dispatcher import Dispatcher
 from predictpool._errors import BrokenWorkerError, WorkerStartError
-from predictpool._launcher import End, Launcher, WorkerHandle, logger
+from predictpool._launcher import End, Launcher, WorkerHandle
 from predictpool._signature import Signature
 from predictpool._wire import Frame
 from predictpool._worker import Failure, Ready, Start
+
+logger = logging.getLogger("predictpool")
 
 # How long a killed worker's end may take to be noticed.
 _END_WAIT = 5.0

@@ -1,0 +1,169 @@
+"""A worker process on this machine, from outside: its socket, its pidfd, its last words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+
+from predictpool import _wire
+from predictpool._backend import Backend, Cancellable
+from predictpool._cgroup import oom_kills
+from predictpool._channel import Channel
+from predictpool._columns import Parts, Schema, join_parts
+from predictpool._launcher import End, Listener
+from predictpool._wire import Frame, Kind
+from predictpool._worker import Failure, Ready, Start
+
+# How long to wait for the template's word on how a worker ended.
+_STATUS_WAIT = 1.0
+_REPORT_BYTES = 16384
+
+
+class LocalWorker:
+    """A worker process: its socket, its pidfd and its last words."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        listener: Listener,
+        *,
+        connection: socket.socket,
+        pid: int,
+        pidfd: int,
+        report: int,
+    ) -> None:
+        self.pid = pid
+        self.on_gone: Callable[[], object] = lambda: None
+        self._backend = backend
+        self._pidfd = pidfd
+        self._report = report
+        self._oom_kills = oom_kills()
+        self._listener: Listener = listener
+        self._goodbye = False
+        self._why = ""
+        self._status: int | None = None
+        self._status_known = False
+        self._ending: Cancellable | None = None
+        self._gone = False
+        self._channel = Channel(backend, connection, self._on_frame, self._on_channel_end)
+        self._watch: Cancellable | None = backend.on_readable(pidfd, self._on_exit)
+
+    def begin(self, start: Start) -> None:
+        """Send what it has to load."""
+        self._channel.send(_wire.encode_message(Kind.START, 0, start))
+
+    def send(self, batch_id: int, schema: Schema, requests: Sequence[Parts], rows: int) -> None:
+        """Send a batch."""
+        payload, size = join_parts(requests)
+        self._channel.send(
+            _wire.encode_frame(
+                Kind.PREDICT,
+                batch_id,
+                rows=rows,
+                joined=len(requests) > 1,
+                schema=schema.blob,
+                payload=payload,
+                size=size,
+            )
+        )
+
+    def stop(self) -> None:
+        """Ask it to end in good order."""
+        self._channel.send(_wire.encode_frame(Kind.STOP))
+
+    def kill(self, why: str) -> None:
+        """End it now; nothing that it still says is listened to."""
+        if not self._gone and not self._why:
+            self._why = why
+            self._end()
+
+    def on_status(self, status: int) -> None:
+        """Take in what the template says of its end."""
+        self._status, self._status_known = status, True
+        self._on_exit()
+
+    def on_status_unknown(self) -> None:
+        """The template has gone: nobody will tell how this worker ends."""
+        self._status_known = True
+        if self._ending is not None:
+            self._end()
+
+    def close_in_forked_copy(self) -> None:
+        """Let go of its descriptors in a forked copy of the application."""
+        self._channel.close_in_forked_copy()
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind is Kind.ANSWER or frame.kind is Kind.ANSWER_OBJECT:
+            self._listener.answered(frame)
+        elif frame.kind is Kind.GOODBYE:
+            self._goodbye = True
+        else:
+            self._on_message(frame)
+
+    def _on_message(self, frame: Frame) -> None:
+        try:
+            message = _wire.loads_cautiously(frame.payload)
+        except Exception as error:  # noqa: BLE001 - unpickling can raise anything
+            self.kill(f"sent a message that cannot be read ({error!r})")
+            return
+        if frame.kind is Kind.READY and isinstance(message, Ready):
+            self._listener.ready(message)
+        elif frame.kind is Kind.START_FAILED and isinstance(message, Failure):
+            self._listener.start_failed(message)
+        elif frame.kind is Kind.FAILURE and isinstance(message, Failure):
+            self._listener.failed(frame.id, message)
+        else:
+            self.kill(f"sent a {type(message).__name__} as {frame.kind.name}")
+
+    def _on_channel_end(self, why: str) -> None:
+        if why:
+            self._why = f"sent what is no frame ({why})"
+        self._end()
+
+    def _on_exit(self) -> None:
+        # What it sent before it ended still counts, and makes nobody its next customer.
+        self._listener.ending()
+        self._channel.drain()
+        self._end()
+
+    def _end(self) -> None:
+        """Make sure that it ends, and report it once its status is known."""
+        if self._gone:
+            return
+        self._channel.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        # Its socket may be closed while it runs on, in native code or a grandchild.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._status_known:
+            self._report_end()
+        elif self._ending is None:
+            self._listener.ending()
+            self._ending = self._backend.call_later(_STATUS_WAIT, self._report_end)
+
+    def _report_end(self) -> None:
+        if self._gone:
+            return
+        self._gone = True
+        if self._ending is not None:
+            self._ending.cancel()
+        report = os.pread(self._report, _REPORT_BYTES, 0).decode(errors="replace")
+        os.close(self._report)
+        os.close(self._pidfd)
+        self.on_gone()
+        exitcode = ended_by = None
+        if self._status is not None:
+            if os.WIFSIGNALED(self._status):
+                ended_by = os.WTERMSIG(self._status)
+            else:
+                exitcode = os.WEXITSTATUS(self._status)
+        before, now = self._oom_kills, oom_kills()
+        out_of_memory = None if before is None or now is None else now > before
+        self._listener.ended(
+            End(exitcode, ended_by, report, self._goodbye, self._why, out_of_memory)
+        )
