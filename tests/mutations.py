@@ -297,7 +297,7 @@ MUTATIONS = [
         "_local_worker.py",
         "os.close(self._report)\n",
         "pass\n",
-        "test_guest::test_thirty_restarts_leave_nothing",
+        "test_guest::test_a_hundred_restarts_leave_nothing",
     ),
 ]
 
