@@ -67,10 +67,13 @@ class Family:
                         found.append(int(folder.name))
         return found
 
-    def gone_within(self, seconds: float) -> bool:
-        """Poll: the end of a process that is not our child is no event for us."""
+    def gone_within(self, seconds: float, these: set[int] | None = None) -> bool:
+        """Whether all of them, or these, end in time.
+
+        It polls: the end of a process that is not our child is no event for us.
+        """
         deadline = time.monotonic() + seconds
-        while self.pids():
+        while set(self.pids()) & these if these is not None else self.pids():
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
