@@ -324,7 +324,7 @@ def notices(mutation: Mutation) -> bool:
         run = subprocess.Popen(
             [
                 *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-                *("-p", "no:asyncio", "-p", "no:xdist", mutation.node),
+                mutation.node,
             ],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(mutated(mutation, Path(folder)))},
