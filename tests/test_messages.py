@@ -189,6 +189,7 @@ def a_number(x: Any) -> Any:
     return np.float64(x.sum())
 
 
+@ONE_LOOP
 @pytest.mark.parametrize(
     "model", [one_less, one_more, without_the_bad, one_of_two, a_list, a_number]
 )
