@@ -138,6 +138,20 @@ MUTATIONS = [
         "else False",
         "test_out_of_memory::test_the_kernels_count_tells_which_kill_it_was",
     ),
+    Mutation(
+        "a worker may die at any byte of a request or a reply",
+        "_channel.py",
+        "except OSError:  # a reset: it ended with something of ours unread\n",
+        "except ProcessLookupError:\n",
+        "test_cut_frames::test_a_worker_that_dies_at_any_byte_of_a_frame_harms_nobody",
+    ),
+    Mutation(
+        "a worker that talks nonsense is replaced",
+        "_local_worker.py",
+        "elif frame.kind is Kind.FAILURE and isinstance(message, Failure):",
+        "elif frame.kind is Kind.FAILURE:",
+        "test_channel::test_a_worker_that_talks_nonsense_is_replaced_and_its_request_answered",
+    ),
     # --- hangs and deadlines
     Mutation(
         "a batch that runs longer than `hang_timeout` costs its worker its life",
@@ -159,6 +173,13 @@ MUTATIONS = [
         "if at < self._timer_at:",
         "if at < -1:",
         "test_requests::test_a_deadline_passes_while_the_request_runs_and_the_worker_lives_on",
+    ),
+    Mutation(
+        "deadlines are of a clock that nobody can set",
+        "_dispatcher.py",
+        "clock: Callable[[], float] = time.monotonic",
+        "clock: Callable[[], float] = lambda: time.time()",
+        "test_deadlines::test_a_clock_that_is_set_while_requests_run_changes_no_deadline",
     ),
     # --- overload
     Mutation(
@@ -218,6 +239,13 @@ MUTATIONS = [
         "if schema < 0:",
         "test_wire::test_what_cannot_be_a_frame_is_refused_before_memory_is_taken",
     ),
+    Mutation(
+        "outputs that cannot be divided are nobody's",
+        "_worker.py",
+        "if frame.joined and (encoded is None or not encoded[0].divisible):",
+        "if frame.joined and encoded is None:",
+        "test_messages::test_outputs_of_the_wrong_length_never_reach_a_mate",
+    ),
     # --- reload
     Mutation(
         "a reload waits for what the old worker runs",
@@ -248,6 +276,28 @@ MUTATIONS = [
         "with anyio.CancelScope(deadline=deadline):",
         "with anyio.CancelScope():",
         "test_pool::test_after_the_grace_period_waiters_get_pool_closed_and_workers_are_killed",
+    ),
+    Mutation(
+        "a cancelled `aclose` leaves nothing running",
+        "_pool.py",
+        "self._supervisor.stop_filling()\n",
+        "pass\n",
+        "test_ending::test_an_aclose_cancelled_while_a_slot_is_in_trouble_leaves_nothing_running",
+    ),
+    Mutation(
+        "… and no zombie",
+        "_local_launcher.py",
+        "finally:\n            self._reap(patience)",
+        "finally:\n            self._reap(0)",
+        "test_ending::"
+        "test_an_aclose_cancelled_at_any_step_ends_all_processes_and_tells_every_caller",
+    ),
+    Mutation(
+        "nothing that a worker does keeps it alive",
+        "_local_worker.py",
+        "signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)",
+        "signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)",
+        "test_ending::test_no_resistance_of_a_worker_keeps_it_alive_when_the_pool_closes",
     ),
     Mutation(
         "workers are asked to close their predictors",
@@ -291,6 +341,13 @@ MUTATIONS = [
         "if self._backend is not None and not self._backend.is_current():",
         "if self._backend is None:",
         "test_pool::test_use_from_another_thread_or_loop_is_an_error_at_once",
+    ),
+    Mutation(
+        "the event loop forgets the descriptors of a dead worker",
+        "_backend.py",
+        "self._remove(descriptor)",
+        "pass",
+        "test_guest::test_a_dead_workers_descriptor_numbers_may_be_used_by_the_application_at_once",
     ),
     Mutation(
         "a dead worker leaves no file descriptor",
