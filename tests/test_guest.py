@@ -248,11 +248,8 @@ def test_ctrl_c_ends_the_application_in_good_order_and_answers_what_runs(
     nothing_left: Family,
 ) -> None:
     script = """
-import asyncio, os, signal, sys
+import asyncio, os, sys
 from predictpool import FunctionPredictor, PredictorPool
-
-# Whoever runs the tests in the background has made us ignore it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def load():
     def predict(x):
