@@ -132,6 +132,13 @@ MUTATIONS = [
         "test_faults::test_a_template_killed_while_it_starts_a_worker_is_replaced",
     ),
     Mutation(
+        "… and one that does not answer, too",
+        "_local_launcher.py",
+        "with anyio.move_on_after(_ORDER_WAIT):",
+        "with anyio.CancelScope():",
+        "test_faults::test_a_template_that_was_stopped_is_replaced_at_the_next_start",
+    ),
+    Mutation(
         "a kill for lack of memory is named as such",
         "_local_worker.py",
         "else now > before",

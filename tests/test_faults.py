@@ -24,6 +24,7 @@ import psutil
 import pytest
 
 from predictpool import BrokenWorkerError, FunctionPredictor, PredictorPool, WorkerStartError
+from predictpool import _local_launcher as local_launcher_module
 from predictpool import _slot as slot_module
 from tests.conftest import Family
 from tests.pools import ONE_LOOP, POOL_TEST, adds_up, calling, held, naming_pids, pids_of, until
@@ -564,6 +565,24 @@ async def test_a_pool_survives_the_death_of_its_idle_template(
         again = await stage.hears()
         assert await template_of(nothing_left, {again}) != template
         assert "the template process has ended: starting another one" in caplog.text
+    assert nothing_left.gone_within(1)
+
+
+async def test_a_template_that_was_stopped_is_replaced_at_the_next_start(
+    stage: Stage,
+    nothing_left: Family,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(local_launcher_module, "_ORDER_WAIT", 0.3)
+    async with PredictorPool(naming_pids(stage), workers=1) as pool:
+        worker = await stage.hears()
+        template = await template_of(nothing_left, {worker})
+        os.kill(template, signal.SIGSTOP)
+        os.kill(worker, signal.SIGKILL)
+        assert (await pool.predict([1.0])).tolist() == [2.0]
+        assert await template_of(nothing_left, {await stage.hears()}) != template
+        assert "the template process did not answer within 0.3 s" in caplog.text
     assert nothing_left.gone_within(1)
 
 

@@ -27,6 +27,9 @@ logger = logging.getLogger("predictpool")
 
 _SCRIPT = Path(__file__).with_name("_template.py")
 _MAX_MESSAGE = 1 << 20
+# How long the template may take to start a process: it forks in milliseconds, unless
+# somebody has stopped it.
+_ORDER_WAIT = 15.0
 # How long the kernel may take to end a killed process: it waits for devices.
 _REAP_WAIT = 5.0
 
@@ -212,7 +215,8 @@ class _Template:
             self._control.sendmsg(
                 [json.dumps(order).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
             )
-            await event.wait()
+            with anyio.move_on_after(_ORDER_WAIT):
+                await event.wait()
         except OSError as error:
             raise ChildProcessError(f"the template process has ended ({error})") from error
         except BaseException:
@@ -223,6 +227,11 @@ class _Template:
             raise
         finally:
             del self._started[number]
+        if not event.is_set():
+            self._process.kill()  # its workers live on; the next start makes another one
+            raise ChildProcessError(
+                f"the template process did not answer within {_ORDER_WAIT:g} s: it was killed"
+            )
         if number not in self._pids:
             raise ChildProcessError(
                 "the template process ended while it started a worker"
