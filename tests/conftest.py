@@ -19,6 +19,7 @@ import uvloop
 from blockbuster import BlockBuster
 
 from predictpool import PredictorPool
+from predictpool import _slot as slot_module
 from tests.stage import Stage
 
 LOOPS = {
@@ -47,6 +48,17 @@ def ctrl_c_is_not_ignored() -> None:
     """Do away with what a shell does to what it runs in the background: children inherit it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back-off in milliseconds, so that a slot is given up quickly."""
+
+    class Quick(slot_module.Backoff):
+        def __init__(self) -> None:
+            super().__init__(first=0.001, longest=0.002, tries=3)
+
+    monkeypatch.setattr(slot_module, "Backoff", Quick)
 
 
 # --- what a test leaves behind -----------------------------------------------------

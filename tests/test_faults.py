@@ -33,17 +33,6 @@ from tests.stage import Stage
 pytestmark = [*POOL_TEST, pytest.mark.faults]
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Back-off in milliseconds, so that a slot is given up quickly."""
-
-    class Quick(slot_module.Backoff):
-        def __init__(self) -> None:
-            super().__init__(first=0.001, longest=0.002, tries=3)
-
-    monkeypatch.setattr(slot_module, "Backoff", Quick)
-
-
 def segfault() -> None:
     ctypes.string_at(0)
 

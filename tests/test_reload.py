@@ -369,14 +369,8 @@ async def test_two_reloads_at_once_are_made_one_after_the_other(stage: Stage) ->
         assert (await pool.predict([1.0])).tolist() == [3.0]
 
 
-async def test_a_pool_without_slots_is_brought_back_by_a_reload(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Quick(slot_module.Backoff):
-        def __init__(self) -> None:
-            super().__init__(first=0.001, longest=0.002, tries=3)
-
-    monkeypatch.setattr(slot_module, "Backoff", Quick)
+@pytest.mark.usefixtures("impatient")
+async def test_a_pool_without_slots_is_brought_back_by_a_reload(stage: Stage) -> None:
     folder = stage.door.folder
 
     def load() -> Callable[[Any], Any]:
