@@ -3,8 +3,10 @@
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks import budget, contenders, harness, latency, models, overload, report, soak, startup
 from benchmarks.figures import Goal
@@ -71,14 +73,7 @@ def measure_budget(run: report.Run, model: Model, options: argparse.Namespace) -
 def measure_startup(run: report.Run, model: Model, options: argparse.Namespace) -> None:
     """Run ``startup``."""
     outcome = startup.run(model, quick=options.quick, note=note)
-    goals = startup.goals(outcome)
-    if options.json:
-        print(report.as_json(run, "startup", asdict(outcome), goals))
-        return
-    paper = report.Paper(options.markdown)
-    report.show_run(paper, run)
-    report.show_startup(paper, outcome)
-    report.show_goals(paper, goals)
+    tell(run, options, "startup", outcome, startup.goals(outcome), show=report.show_startup)
 
 
 def measure_soak(run: report.Run, options: argparse.Namespace) -> None:
@@ -90,14 +85,7 @@ def measure_soak(run: report.Run, options: argparse.Namespace) -> None:
         quick=options.quick,
         note=note,
     )
-    goals = soak.goals(found)
-    if options.json:
-        print(report.as_json(run, "soak", asdict(found), goals))
-    else:
-        paper = report.Paper(options.markdown)
-        report.show_run(paper, run)
-        report.show_soak(paper, found)
-        report.show_goals(paper, goals)
+    tell(run, options, "soak", found, soak.goals(found), show=report.show_soak)
     insist(soak.correctness(found))
 
 
@@ -106,15 +94,27 @@ def measure_overload(run: report.Run, options: argparse.Namespace) -> None:
     found = overload.run(
         seconds=options.minutes * 60, loop=options.loop, quick=options.quick, note=note
     )
-    goals = overload.goals(found)
-    if options.json:
-        print(report.as_json(run, "overload", asdict(found), goals))
-    else:
-        paper = report.Paper(options.markdown)
-        report.show_run(paper, run)
-        report.show_overload(paper, found)
-        report.show_goals(paper, goals)
+    tell(run, options, "overload", found, overload.goals(found), show=report.show_overload)
     insist(overload.correctness(found))
+
+
+def tell(
+    run: report.Run,
+    options: argparse.Namespace,
+    name: str,
+    found: Any,
+    goals: list[Goal],
+    *,
+    show: Callable[[report.Paper, Any], None],
+) -> None:
+    """Print what a benchmark found, and which goals it reached."""
+    if options.json:
+        print(report.as_json(run, name, asdict(found), goals))
+        return
+    paper = report.Paper(options.markdown)
+    report.show_run(paper, run)
+    show(paper, found)
+    report.show_goals(paper, goals)
 
 
 def insist(goals: list[Goal]) -> None:
