@@ -51,6 +51,7 @@ class FeatureSpec:
     dtype: np.dtype[Any]
     shape: RowShape = ()
     default: Any = REQUIRED
+    ragged: bool = False
 
     def __str__(self) -> str:
         kind = "text" if self.dtype.kind == "O" else str(self.dtype)
@@ -100,6 +101,9 @@ class Signature:
                 a column of floats, which an integer signature would cut off for ever.
         """
         return cls({name: _inferred_spec(name, values) for name, values in arrays.items()})
+
+    def relaxed(self, **_: Any) -> Signature:
+        return self
 
     @property
     def unnamed(self) -> bool:

@@ -19,25 +19,24 @@ TensorFlow is imported in `EstimatorPredictor.load`, so only ever in a worker.
 from __future__ import annotations
 
 import gc
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, cast
-
-import numpy as np
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, cast
 
 from predictpool._columns import Array
 from predictpool._devices import Device
-from predictpool._signature import (
-    REQUIRED,
-    UNNAMED,
-    FeatureSpec,
-    Signature,
-    SignatureSource,
+from predictpool._signature import UNNAMED, FeatureSpec, Signature, SignatureSource
+from predictpool.predictors._canned import derive_signature
+from predictpool.predictors._estimator_inputs import EstimatorInputs, Transform
+from predictpool.predictors._estimator_models import (
+    Checkpoint,
+    GeneratorModel,
+    Model,
+    SessionModel,
+    empty_outputs,
+    prediction_name,
 )
 
 Method = Literal["generator", "session"]
-Outputs = dict[str, Array]
 
 
 class EstimatorPredictor:
@@ -46,16 +45,27 @@ class EstimatorPredictor:
     Args:
         build: makes the estimator, in the worker. Estimators themselves do not pickle.
         method: ``"generator"`` or ``"session"``; see the module's docstring.
-        signature: name → ``(dtype, row shape[, default])`` or ``tf.TensorSpec``; one of
-            these for a model that takes a single array. Left out, it is derived from the
-            feature columns of a canned estimator, or else taken from the pool's
-            ``warmup`` or from the first request, where only floats and text will do.
+        signature: name → ``(dtype, row shape[, default])``, ``tf.TensorSpec`` or
+            ``tf.io.FixedLenFeature``; one of these for a model that takes a single array.
+            Left out, it is derived from the feature columns of a canned estimator, or else
+            taken from the pool's ``warmup`` or from the first request, where only floats
+            and text will do.
+        extra: ``"ignore"`` drops features that the signature does not have, such as the
+            unused columns of a CSV file; ``"refuse"``, as a rule, makes an error of them.
+        missing: name → the value that stands in for None, NaN and masked values.
+        allow_nan: lets NaN through to the model: True for all features, or their names.
+        transform: takes the dataset of requests and returns that of what the model wants,
+            one element for each request: ``.map``, ``tf.io.parse_example``, ``.prefetch``,
+            options. It needs a ``signature``, that of the requests, and is tried alone, on
+            a few requests, before the model answers its first.
         predict_keys: the outputs that are wanted; all by default.
         checkpoint_path: the checkpoint; the newest one in ``model_dir`` by default.
 
     What `predict` returns is what ``estimator.predict`` yields, as whole arrays: name →
-    array, the first axis the row. A model whose predictions are a bare tensor returns
-    one array.
+    array, the first axis the row. The tuple keys of a ``MultiHead`` are joined by "/". A
+    model whose predictions are a bare tensor returns one array. TensorFlow's threads are
+    as many as the worker's device says, whatever the estimator's ``session_config`` has;
+    the rest of that is respected.
     """
 
     preload: tuple[str, ...] = ("tensorflow", "tensorflow_estimator")
@@ -67,6 +77,10 @@ class EstimatorPredictor:
         *,
         method: Method = "generator",
         signature: Any = None,
+        extra: Literal["refuse", "ignore"] = "refuse",
+        missing: Mapping[str, Any] | None = None,
+        allow_nan: bool | Collection[str] = False,
+        transform: Transform | None = None,
         predict_keys: Sequence[str] | None = None,
         checkpoint_path: str | None = None,
     ) -> None:
@@ -77,19 +91,20 @@ class EstimatorPredictor:
             )
         if method not in ("generator", "session"):
             raise ValueError(f"method is {method!r}, expected 'generator' or 'session'")
-        if isinstance(predict_keys, str):
-            raise TypeError(f"predict_keys is {predict_keys!r}, expected a list of names")
+        _check_transform(transform, signature)
+        self.method: Method = method
+        self._relaxed = {"extra": extra, "missing": missing or {}, "allow_nan": allow_nan}
         self.signature: SignatureSource = (
-            "infer" if signature is None else Signature.declared(signature)
+            "infer" if signature is None else Signature.declared(signature).relaxed(**self._relaxed)
         )
         self._build = build
-        self._method = method
-        self._predict_keys = None if predict_keys is None else list(predict_keys)
+        self._transform = transform
+        self._predict_keys = _names_of(predict_keys)
         self._checkpoint_path = checkpoint_path
-        self._estimator: Any = None
-        self._checkpoint = ""
+        self._checkpoint: Checkpoint | None = None
         self._inferred = False
-        self._model: _Model | None = None
+        self._probed = transform is None
+        self._model: Model | None = None
         self._empty: Any = None
 
     def load(self, device: Device) -> None:
@@ -98,12 +113,16 @@ class EstimatorPredictor:
         Raises:
             FileNotFoundError: there is no checkpoint: the model was never trained.
             RuntimeError: this TensorFlow has no Estimators.
+            ValueError: what is said of the signature does not fit the model's.
         """
         _require_estimators()
-        self._estimator = self._build()
-        self._checkpoint = _find_checkpoint(self._estimator, self._checkpoint_path)
+        estimator = self._build()
+        _require_estimator(estimator)
+        _limit_threads(estimator, device.threads)
+        path = _find_checkpoint(estimator, self._checkpoint_path)
+        self._checkpoint = Checkpoint(estimator, path, self._predict_keys)
         if self.signature == "infer":
-            self.signature = _derive_signature(self._estimator) or "infer"
+            self.signature = self._derived(estimator)
         self._inferred = self.signature == "infer"
 
     def predict(self, features: Any) -> Any:
@@ -116,13 +135,13 @@ class EstimatorPredictor:
         Returns:
             name → array, or one array; the first axis is the same rows.
         """
-        if self._estimator is None:
+        if self._checkpoint is None:
             raise RuntimeError("predict() before load()")
         signature = self._signature_for(features)
         if len(_any_array(features)) == 0:
-            return self._no_rows(signature)
+            return self._no_rows(self._checkpoint, signature)
         if self._model is None:
-            self._model = self._start(signature)
+            self._model = self._start(self._checkpoint, signature, features)
         try:
             outputs = self._model.run(features)
         except Exception:
@@ -152,227 +171,80 @@ class EstimatorPredictor:
             self.signature, self._empty = "infer", None
         return exact
 
-    def _start(self, signature: Signature) -> _Model:
+    def _derived(self, estimator: Any) -> SignatureSource:
+        derived = derive_signature(estimator)
+        if derived is not None:
+            return derived.relaxed(**self._relaxed)
+        if self._relaxed != {"extra": "refuse", "missing": {}, "allow_nan": False}:
+            raise ValueError(
+                "extra=, missing= and allow_nan= need a signature, and this estimator has no "
+                "feature columns to read it from: declare signature="
+            )
+        return "infer"
+
+    def _start(self, checkpoint: Checkpoint, signature: Signature, features: Any) -> Model:
         if self._predict_keys is not None:
-            self._no_rows(signature)  # refuses unknown keys, which estimator.predict ignores
-        model = _GeneratorModel if self._method == "generator" else _SessionModel
-        return model(self._estimator, self._checkpoint, signature, self._predict_keys)
+            # Refuses unknown keys, which estimator.predict ignores.
+            self._no_rows(checkpoint, signature)
+        inputs = EstimatorInputs(signature, self._transform)
+        if not self._probed:
+            inputs.probe(features)
+            self._probed = True
+        model = GeneratorModel if self.method == "generator" else SessionModel
+        return model(checkpoint, inputs)
 
-    def _no_rows(self, signature: Signature) -> Any:
-        """Return empty outputs, their dtypes and shapes read off the graph."""
+    def _no_rows(self, checkpoint: Checkpoint, signature: Signature) -> Any:
         if self._empty is None:
-            import tensorflow as tf
-
-            with tf.Graph().as_default():
-                predictions, _, _ = _build_graph(self._estimator, signature)
-                chosen = _choose(predictions, self._predict_keys)
-                if isinstance(chosen, dict):
-                    self._empty = {name: _empty_like(t) for name, t in chosen.items()}
-                else:
-                    self._empty = _empty_like(chosen)
+            self._empty = empty_outputs(checkpoint, EstimatorInputs(signature, self._transform))
         return dict(self._empty) if isinstance(self._empty, dict) else self._empty
 
 
-class _Model(Protocol):
-    usable: bool
-
-    def run(self, features: Any) -> Any: ...
-
-    def close(self) -> None: ...
+# --- checkpoint, signature -------------------------------------------------------
 
 
-# --- method="generator" ------------------------------------------------------------
-
-_END = object()
-
-
-class _GeneratorModel:
-    """One never-ending ``estimator.predict``; dead after the first error in it."""
-
-    def __init__(
-        self,
-        estimator: Any,
-        checkpoint: str,
-        signature: Signature,
-        predict_keys: list[str] | None,
-    ) -> None:
-        self.usable = True
-        self._begun = False
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._estimator = estimator
-        self._answers = estimator.predict(
-            lambda: self._dataset(signature),
-            hooks=[_release_hook(self._requests)],
-            predict_keys=predict_keys,
-            checkpoint_path=checkpoint,
-            yield_single_examples=False,
+def _check_transform(transform: Any, signature: Any) -> None:
+    if transform is None:
+        return
+    if not callable(transform):
+        raise TypeError(
+            f"transform is {transform!r}, expected a function that takes a tf.data.Dataset and "
+            "returns one"
+        )
+    if signature is None:
+        raise ValueError(
+            "transform= needs signature=, that of the requests: what a model takes behind a "
+            "transform says nothing of what the transform takes"
         )
 
-    def run(self, features: Any) -> Any:
-        self._requests.put(features)
-        try:
-            answer = next(self._answers) if self._begun else self._begin()
-        except StopIteration:
-            self.usable = False
-            raise RuntimeError("estimator.predict ended by itself") from None
-        except Exception:
-            self.usable = False
-            raise
-        return answer
 
-    def _begin(self) -> Any:
-        """Get the first answer, for which graph and session are made."""
-        self._begun = True
-        return _without_autograph(self._estimator, lambda: next(self._answers))
-
-    def close(self) -> None:
-        # The sentinel lets TensorFlow's own thread out of the blocking generator, and
-        # exhausting the iterator, unlike closing it, calls the hooks' end().
-        self._requests.put(_END)
-        for _ in self._answers:
-            raise RuntimeError("estimator.predict answered a request that was never made")
-
-    def _dataset(self, signature: Signature) -> Any:
-        import tensorflow as tf
-
-        specs = {
-            name: tf.TensorSpec([None, *spec.shape], _tf_dtype(spec.dtype), name=name or None)
-            for name, spec in signature.features.items()
-        }
-        return tf.data.Dataset.from_generator(
-            self._pending, output_signature=specs[UNNAMED] if signature.unnamed else specs
-        )
-
-    def _pending(self) -> Iterator[Any]:
-        """Yield requests, blocking until there is one: nothing can be pulled ahead."""
-        while (features := self._requests.get()) is not _END:
-            yield features
-
-
-def _release_hook(requests: queue.SimpleQueue[Any]) -> Any:
-    """Return a hook that ends the generator when TensorFlow ends the session by itself.
-
-    After an error in the model TensorFlow closes the session before it raises, and waits
-    in there for its own thread, which waits in our generator for a request.
-    """
-    import tensorflow as tf
-
-    class Release(tf.estimator.SessionRunHook):  # type: ignore[misc]
-        def after_create_session(self, session: Any, coord: Any) -> None:
-            def wait() -> None:
-                coord.wait_for_stop()
-                requests.put(_END)
-
-            threading.Thread(target=wait, name="release", daemon=True).start()
-
-    return Release()
-
-
-# --- method="session" --------------------------------------------------------------
-
-
-class _SessionModel:
-    """The model's graph and checkpoint, held in a session."""
-
-    def __init__(
-        self,
-        estimator: Any,
-        checkpoint: str,
-        signature: Signature,
-        predict_keys: list[str] | None,
-    ) -> None:
-        import tensorflow as tf
-
-        self.usable = True
-        self._names = list(signature.features)
-        with tf.Graph().as_default():
-            predictions, placeholders, spec = _without_autograph(
-                estimator, lambda: _build_graph(estimator, signature)
-            )
-            fetches = _choose(predictions, predict_keys)
-            creator = tf.compat.v1.train.ChiefSessionCreator(
-                scaffold=spec.scaffold,
-                checkpoint_filename_with_path=checkpoint,
-                config=estimator.config.session_config
-                or tf.compat.v1.ConfigProto(allow_soft_placement=True),
-            )
-            self._session = tf.compat.v1.train.MonitoredSession(
-                session_creator=creator, hooks=spec.prediction_hooks
-            )
-        raw = self._session.run_step_fn(lambda step_context: step_context.session)
-        self._call = raw.make_callable(
-            fetches, feed_list=[placeholders[name] for name in self._names]
-        )
-
-    def run(self, features: Any) -> Any:
-        if isinstance(features, Mapping):
-            return self._call(*(features[name] for name in self._names))
-        return self._call(features)
-
-    def close(self) -> None:
-        self._session.close()
-
-
-# --- graph, checkpoint, signature --------------------------------------------------
-
-
-def _build_graph(estimator: Any, signature: Signature) -> tuple[Any, dict[str, Any], Any]:
-    """Build the prediction graph over placeholders, in the current default graph.
-
-    Returns:
-        the predictions, the placeholders by name, and the EstimatorSpec.
-    """
-    import tensorflow as tf
-
-    tf.compat.v1.set_random_seed(estimator.config.tf_random_seed)
-    tf.compat.v1.train.create_global_step()
-    placeholders = {
-        name: tf.compat.v1.placeholder(_tf_dtype(spec.dtype), [None, *spec.shape])
-        for name, spec in signature.features.items()
-    }
-    features = placeholders[UNNAMED] if signature.unnamed else dict(placeholders)
-    spec = estimator.model_fn(features, None, tf.estimator.ModeKeys.PREDICT, estimator.config)
-    return spec.predictions, placeholders, spec
-
-
-def _without_autograph(estimator: Any, build: Callable[[], Any]) -> Any:
-    """Build without AutoGraph what does not need it: the graphs of canned estimators.
-
-    It takes a quarter of their start (and 14 MB) to find nothing to convert. A model
-    function of the user's may have something.
-    """
-    import tensorflow as tf
-
-    kind = type(estimator)
-    theirs = kind.__module__.startswith("tensorflow_estimator.")
-    canned = theirs and kind is not tf.estimator.Estimator
-    return tf.autograph.experimental.do_not_convert(build)() if canned else build()
-
-
-def _choose(predictions: Any, predict_keys: list[str] | None) -> Any:
+def _names_of(predict_keys: Any) -> list[str] | None:
     if predict_keys is None:
-        return predictions
-    if not isinstance(predictions, dict):
-        raise ValueError(  # noqa: TRY004 - it is the value of predict_keys that is wrong
-            f"predict_keys={predict_keys}, but the predictions of this model are one array "
-            "without keys: leave predict_keys out"
-        )
-    unknown = [key for key in predict_keys if key not in predictions]
-    if unknown:
-        raise ValueError(f"predict_keys names {unknown}; this model has {sorted(predictions)}")
-    return {key: value for key, value in predictions.items() if key in predict_keys}
+        return None
+    if isinstance(predict_keys, str) or not predict_keys:
+        raise TypeError(f"predict_keys is {predict_keys!r}, expected a list of names")
+    return [prediction_name(key) for key in predict_keys]
 
 
-def _empty_like(tensor: Any) -> Array:
-    shape = tensor.shape[1:] if tensor.shape.rank else ()
-    dtype = object if tensor.dtype.name == "string" else tensor.dtype.as_numpy_dtype
-    return np.empty((0, *(axis or 0 for axis in shape)), dtype)
+def _limit_threads(estimator: Any, threads: int) -> None:
+    """Give TensorFlow as many threads as there are cores for it, and respect all else.
+
+    More of them on a pinned worker only get into each other's way.
+    """
+    # `estimator.config` is a copy.
+    config = estimator._session_config  # noqa: SLF001 - tensorflow-estimator ended at 2.15.0
+    config.intra_op_parallelism_threads = threads
+    config.inter_op_parallelism_threads = threads
 
 
-def _tf_dtype(dtype: np.dtype[Any]) -> Any:
+def _require_estimator(estimator: Any) -> None:
     import tensorflow as tf
 
-    return tf.string if dtype.kind == "O" else tf.as_dtype(dtype)
+    if isinstance(estimator, tf.compat.v1.estimator.Estimator):
+        return
+    raise TypeError(
+        f"build() returned {estimator!r}, expected a tf.estimator.Estimator: "
+        "EstimatorPredictor takes the function that makes it"
+    )
 
 
 def _require_estimators() -> None:
@@ -405,37 +277,6 @@ def _find_checkpoint(estimator: Any, given: str | None) -> str:
             "predict from random weights. Train it first, or correct the path"
         )
     return cast(str, newest)
-
-
-def _derive_signature(estimator: Any) -> Signature | None:
-    """Read the signature off the feature columns of a canned estimator.
-
-    They are found in the closure of its model function, which is private; but
-    tensorflow-estimator ended at 2.15.0, so it will not change. None where there are no
-    feature columns.
-    """
-    import tensorflow as tf
-
-    closure = getattr(getattr(estimator, "_model_fn", None), "__closure__", None) or ()
-    code = getattr(getattr(estimator, "_model_fn", None), "__code__", None)
-    cells = dict(zip(code.co_freevars, closure, strict=True)) if code else {}
-    columns: list[Any] = []
-    for name in ("feature_columns", "linear_feature_columns", "dnn_feature_columns"):
-        if name in cells:
-            columns.extend(cells[name].cell_contents or ())
-    if not columns:
-        return None
-    parsed = tf.feature_column.make_parse_example_spec(columns)
-    return Signature({name: _spec_of(feature) for name, feature in sorted(parsed.items())})
-
-
-def _spec_of(feature: Any) -> FeatureSpec:
-    dtype = np.dtype(object) if feature.dtype.name == "string" else feature.dtype.as_numpy_dtype
-    if hasattr(feature, "default_value"):
-        default = REQUIRED if feature.default_value is None else feature.default_value
-        return FeatureSpec(np.dtype(dtype), tuple(feature.shape), default)
-    # A VarLenFeature says nothing of the shape; one value a row is what users send.
-    return FeatureSpec(np.dtype(dtype))
 
 
 def _exact_signature(features: Any) -> Signature:
