@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from predictpool._columns import Array
+from predictpool._devices import available_cores
 from predictpool._signature import UNNAMED, FeatureSpec, Signature
 
 Transform = Callable[[Any], Any]
@@ -60,7 +61,9 @@ class EstimatorInputs:
         dataset = tf.data.Dataset.from_generator(requests, output_signature=specs)
         if self._ragged:
             dataset = dataset.map(tf.autograph.experimental.do_not_convert(self._composed))
-        return self._transformed(dataset)
+        if not self._ragged and self._transform is None:
+            return dataset
+        return _with_a_free_thread(self._transformed(dataset))
 
     def placeholders(self) -> tuple[list[Any], Any]:
         """Make placeholders in the default graph.
@@ -157,6 +160,20 @@ class EstimatorInputs:
                 "dataset of requests, and returns that of what the model wants"
             )
         return transformed
+
+
+def _with_a_free_thread(dataset: Any) -> Any:
+    """Let tf.data have a thread more than the generator that waits for a request holds.
+
+    It takes as many as there are cores: on a pinned worker a single one. A map that tf.data
+    has made parallel would then wait for it in the middle of a request.
+    """
+    import tensorflow as tf
+
+    wanted = dataset.options().threading.private_threadpool_size
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = max(2, wanted or len(available_cores()) + 1)
+    return dataset.with_options(options)
 
 
 def _tensor_specs(name: str, spec: FeatureSpec) -> Any:
