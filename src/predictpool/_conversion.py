@@ -10,7 +10,6 @@ rest is looked at closely.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,18 +17,22 @@ import numpy as np
 
 from predictpool._columns import Array
 from predictpool._errors import InvalidFeatures
-from predictpool._feature import (
-    REQUIRED,
-    FeatureSpec,
-    describe,
+from predictpool._feature import REQUIRED, FeatureSpec, shape_text
+from predictpool._refusals import SAME_SHAPE, no_array, quoted, remedy
+from predictpool._values import (
+    SUM_SIZE,
+    as_utf8,
+    has_items,
     is_missing,
-    quoted,
-    shape_text,
+    is_sequence,
+    nan_check,
+    object_array,
+    sums_surely_held,
+    surely_held,
+    text_array,
+    unmasked,
 )
 
-# Up to here the sum of all squares is the fastest check of floats; and BLAS computes it
-# in the calling thread.
-_SUM_SIZE: Final = 4096
 _NUMBERS: Final = (bool, int, float, complex, np.number, np.bool_)
 _TIMES: Final = (np.datetime64, np.timedelta64)
 
@@ -62,8 +65,8 @@ class Converter:
         self._one_shape = (1, *(axis or 0 for axis in spec.shape))
         single = not spec.ragged and spec.shape in ((), (1,))
         self._single_text = self._text and single
-        self._limits = _limits(spec.dtype) if single else {}
-        self._sure = _sure_sums(spec.dtype)
+        self._limits = surely_held(spec.dtype) if single else {}
+        self._sure = sums_surely_held(spec.dtype)
         self._find_nan = None if spec.allow_nan else nan_check(spec.dtype)
         self._fills = spec.missing is not REQUIRED
         if self._fills:
@@ -173,7 +176,7 @@ class Converter:
     def _array(self, value: Any) -> Array:
         """Return what numpy makes of a value; objects where numpy would hide what it was."""
         if isinstance(value, np.ma.MaskedArray):
-            return _unmasked(value)
+            return unmasked(value)
         values = self._read(value, None)
         if values.dtype.kind != "f":
             return values
@@ -189,7 +192,7 @@ class Converter:
         except Exception as error:
             # Whatever a value's own __array__ raises, it is no array.
             raise no_array(self._name, value, error, self._expected) from error
-        if values.ndim == 0 and values.dtype.kind == "O" and _has_items(value):
+        if values.ndim == 0 and values.dtype.kind == "O" and has_items(value):
             raise no_array(self._name, value, None, self._expected)
         return values
 
@@ -197,10 +200,10 @@ class Converter:
         """Whether floats can hold these values as they are; False says nothing."""
         kind = values.dtype.kind
         sum_allowed = self._sure.get(kind)
-        if sum_allowed is None or values.size > _SUM_SIZE:
+        if sum_allowed is None or values.size > SUM_SIZE:
             return False
         floats = values if kind == "f" else values.astype(np.float64)
-        return bool(np.vdot(floats, floats) <= sum_allowed)  # NaN is no less either
+        return bool(np.vdot(floats, floats) < sum_allowed)  # NaN is not
 
     def _cast(self, values: Array, one: bool) -> Array:
         given, expected = values.dtype.kind, self._dtype.kind
@@ -272,12 +275,16 @@ class Converter:
             return
         far = [int(item) for item in items]
         if self._dtype.kind in "iu":
-            limits, why = np.iinfo(self._dtype), self._range_text()
+            limits = np.iinfo(self._dtype)
             worst = next(item for item in far if not limits.min <= item <= limits.max)
-        else:
-            why = "exactly: give floats if it may be rounded"
-            worst = max(far, key=abs)
-        raise self._beyond(worst, why, self._at_flat(values, far.index(worst), one))
+            at = self._at_flat(values, far.index(worst), one)
+            raise self._beyond(worst, self._range_text(), at)
+        worst = max(far, key=abs)
+        raise self._refusal(
+            f"has the value {worst}{self._at_flat(values, far.index(worst), one)}, which is beyond "
+            f"the integers of numpy, expected {self._expected}: give floats if it may be rounded",
+            str(worst),
+        )
 
     # --- missing values ------------------------------------------------------------
 
@@ -305,14 +312,15 @@ class Converter:
 
     def _texts(self, value: Any, one: bool) -> Array:
         if type(value) is list and (encoded := as_utf8(value)) is not None:
-            return _text_array(encoded)
+            return text_array(encoded)
         if isinstance(value, np.ma.MaskedArray):
-            value = _unmasked(value)
+            value = unmasked(value)
         values = value if isinstance(value, np.ndarray) else self._read(value, object)
         if values.dtype.kind not in "OUS" and values.size:
-            if not (self._fills and values.dtype.kind == "f" and np.isnan(values).all()):
+            # In pandas a column of which all is missing has floats, whatever it is about.
+            if values.dtype.kind != "f" or not np.isnan(values).all():
                 raise self._wrong_kind(values)
-            values = values.astype(object)  # a column of pandas in which all is missing
+            values = values.astype(object)
         items = values.ravel().tolist()
         encoded = as_utf8(items)
         if encoded is None:
@@ -320,7 +328,7 @@ class Converter:
                 item if type(item) is bytes else self._as_bytes(item, values, index, one)
                 for index, item in enumerate(items)
             ]
-        return _text_array(encoded).reshape(values.shape)
+        return text_array(encoded).reshape(values.shape)
 
     def _as_bytes(self, text: Any, values: Array, index: int, one: bool) -> bytes:
         if isinstance(text, bytes):
@@ -345,21 +353,22 @@ class Converter:
     def _ragged(self, value: Any, one: bool) -> Array:
         """Return an object array of the rows; without a row axis where it is ``one``."""
         if one:
-            return _object_array([self._elements_of(value, "")], ())
+            return object_array([self._elements_of(value, "")], ())
         if isinstance(value, np.ma.MaskedArray):
-            value = _unmasked(value)
-        if not _is_sequence(value):
-            hint = ": put it into a list, or use predict_one for one example"
-            raise self._no_rows(value, "", f"rows on the first axis{hint}")
+            value = unmasked(value)
+        if not is_sequence(value):
+            hint = "put it into a list, or use predict_one for one example"
+            raise self._no_rows(value, "", f"{self._expected} on the first axis: {hint}")
         rows = [self._elements_of(row, f"row {index} of ") for index, row in enumerate(value)]
-        return _object_array(rows, (len(rows),))
+        return object_array(rows, (len(rows),))
 
     def _elements_of(self, row: Any, where: str) -> Array:
         assert self._elements is not None
         if self._fills and is_missing(row):
             row = []
-        if not _is_sequence(row):
-            raise self._no_rows(row, where, "a sequence of its elements: [] has none")
+        if not is_sequence(row):
+            hint = "put it into a list ([] for no element)"
+            raise self._no_rows(row, where, f"{self._expected}: {hint}")
         try:
             return self._elements.rows(row)
         except InvalidFeatures as error:
@@ -368,9 +377,11 @@ class Converter:
             ) from error
 
     def _no_rows(self, value: Any, where: str, expected: str) -> InvalidFeatures:
+        if has_items(value) and not isinstance(value, np.ndarray):
+            return no_array(self._name, value, None, self._expected)
         shown = reprlib.repr(value)
         return InvalidFeatures(
-            f"{where}{quoted(self._name)} is {shown}, expected {expected} ({self._expected})",
+            f"{where}{quoted(self._name)} is {shown}, expected {expected}",
             feature=self._name,
             given=shown,
             expected=self._expected,
@@ -406,17 +417,19 @@ class Converter:
         sample = ", ".join(map(repr, values.ravel()[:3].tolist()))
         text = values.dtype.kind in "US"
         kind = f"text ({sample})" if text else f"{values.dtype} values ({sample})"
-        remedy = _remedy(values.dtype.kind, self._dtype.kind)
-        return self._refusal(f"has {kind}, expected {self._expected}: {remedy}", kind)
+        what = remedy(values.dtype.kind, self._dtype.kind)
+        return self._refusal(f"has {kind}, expected {self._expected}: {what}", kind)
 
     def _wrong_value(self, value: Any, at: str) -> InvalidFeatures:
         text = isinstance(value, str | bytes)
         number = isinstance(value, _NUMBERS)
-        remedy = _remedy("U" if text else "f" if number else "O", self._dtype.kind)
+        what = remedy("U" if text else "f" if number else "O", self._dtype.kind)
+        if is_sequence(value):
+            what = SAME_SHAPE
         shown = reprlib.repr(value)
         return self._refusal(
             f"has the value {shown} of type {type(value).__name__}{at}, expected {self._expected}: "
-            f"{remedy}",
+            f"{what}",
             shown,
         )
 
@@ -452,149 +465,3 @@ def free_array(name: str, value: Any) -> Array:
         expected = "an array with the rows on its first axis"
         raise no_array(name, value, error, expected) from error
     return values
-
-
-def no_array(name: str, value: Any, error: Exception | None, expected: str) -> InvalidFeatures:
-    """Return the error for a value of which numpy can make no array."""
-    said = f" ({error})" if error else ""
-    if _has_items(value) and not _is_sequence(value):
-        remedy = "give a list or an array, which have an order and a length"
-    else:
-        remedy = "rows of one feature need the same shape"
-        remedy += " (FeatureSpec(..., ragged=True) is for rows of their own length)"
-    return InvalidFeatures(
-        f"{quoted(name)} is {describe(value)} that is no array{said}, expected {expected}: "
-        f"{remedy}",
-        feature=name,
-        given=describe(value),
-        expected=expected,
-    )
-
-
-# What to do: the kinds given, the kinds expected, the remedy; the first that fits counts.
-_REMEDIES: Final = (
-    ("V", "biufcmMO", "give each field as a feature of its own"),
-    ("biufcmM", "O", "convert them with str(), or declare a numeric dtype"),
-    ("O", "O", "give str or bytes"),
-    ("US", "biufcmM", "convert text to numbers first, or declare the feature as text (str)"),
-    (
-        "biufcmMO",
-        "mM",
-        "give arrays of that dtype (astype makes them, and rounds what is finer than its unit)",
-    ),
-    ("mM", "biufc", "make numbers of them first: (dates - start) / np.timedelta64(1, 's')"),
-    ("c", "biuf", "take .real, .imag or abs() of them"),
-    ("biuf", "b", "give True and False (values != 0 does), or declare a number"),
-    (
-        "f",
-        "iu",
-        (
-            "round and cast them on purpose, or declare a float dtype (pandas makes floats of "
-            "integers beside NaN: its dtype 'Int64' does not)"
-        ),
-    ),
-    ("O", "biufc", "give numbers"),
-)
-
-
-def _remedy(given: str, expected: str) -> str:
-    """Return what to do about values of one kind where another is expected."""
-    return next(what for kinds, wants, what in _REMEDIES if given in kinds and expected in wants)
-
-
-def as_utf8(items: list[Any]) -> list[bytes] | None:
-    """Return text as UTF-8 and bytes as they are; None where something else is among it."""
-    types = set(map(type, items))
-    try:
-        if types == {str}:
-            return [*map(str.encode, items)]
-        if types == {str, bytes}:
-            return [item.encode() if type(item) is str else item for item in items]
-    except UnicodeEncodeError:
-        return None
-    return items if types <= {bytes} else None
-
-
-def nan_check(dtype: np.dtype[Any]) -> Callable[[Array], bool] | None:
-    """Return what tells whether an array has NaN or NaT; None where a dtype has neither."""
-    if dtype.kind in "mM":
-        return _has_nat
-    return _has_nan if dtype.kind in "fc" else None
-
-
-def _has_nan(values: Array) -> bool:
-    if values.size == 1:
-        value = values.item()
-        return bool(value != value)  # noqa: PLR0124 - that is what NaN is
-    if values.size <= _SUM_SIZE:
-        # Squares of floats are never negative, so their sum is NaN if one of them is, and
-        # else at most infinite. With infinite complex numbers it may be NaN as well.
-        total = np.vdot(values, values)
-        if total == total:  # noqa: PLR0124
-            return False
-    return bool(np.isnan(np.minimum.reduce(values, axis=None)))
-
-
-def _has_nat(values: Array) -> bool:
-    return bool(np.isnat(values).any())
-
-
-def _limits(dtype: np.dtype[Any]) -> Mapping[type, tuple[Any, Any]]:
-    """Return which scalars of the common number types are surely held, by type."""
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        integers = (int(limits.min), int(limits.max))
-        return {int: integers, np.int64: integers, dtype.type: integers}
-    if dtype.kind != "f":
-        return {}
-    most, exact = float(np.finfo(dtype).max), 2 ** (np.finfo(dtype).nmant + 1)
-    common: dict[type, tuple[Any, Any]] = dict.fromkeys((float, np.float64), (-most, most))
-    common |= dict.fromkeys((int, np.int64), (-exact, exact))
-    return {**common, dtype.type: (-np.inf, np.inf)}
-
-
-def _sure_sums(dtype: np.dtype[Any]) -> Mapping[str, float]:
-    """Return up to which sum of squares all values of a kind fit into a float dtype."""
-    if dtype.kind not in "fc":
-        return {}
-    limits = np.finfo(dtype)
-    exact = 4.0 ** (limits.nmant + 1)
-    return {"f": min(float(limits.max), 1e150) ** 2, "i": exact, "u": exact}
-
-
-def _text_array(items: list[bytes]) -> Array:
-    values = np.empty(len(items), object)
-    values[:] = items
-    return values
-
-
-def _object_array(items: Sequence[Any], shape: tuple[int, ...]) -> Array:
-    values = np.empty(len(items), object)
-    for index, item in enumerate(items):
-        values[index] = item  # assigned at once, arrays would be taken apart
-    return values.reshape(shape)
-
-
-def _unmasked(value: Any) -> Array:
-    """Return the elements of a masked array, as objects if any of them is masked."""
-    values, mask = np.asarray(value), value.mask
-    if not np.any(mask):
-        return values
-    items = [
-        np.ma.masked if masked else item
-        for item, masked in zip(values.ravel(), mask.ravel(), strict=True)
-    ]
-    return _object_array(items, values.shape)
-
-
-def _has_items(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes | np.generic)
-
-
-def _is_sequence(value: Any) -> bool:
-    """Whether a value has its items in an order; text is a single value here."""
-    if isinstance(value, str | bytes | np.generic | Mapping):
-        return False
-    if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
-        return bool(np.ndim(value))
-    return isinstance(value, Sequence)

@@ -1,8 +1,7 @@
-"""What one feature has to be, and the words in which messages speak of features."""
+"""What one feature has to be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -64,55 +63,7 @@ class FeatureSpec:
         return f"{kind} rows of shape {shape_text(self.shape)}"
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a value stands for none: None, NaN, NaT, pandas' NA, a masked element."""
-    if value is None or value is np.ma.masked:
-        return True
-    if isinstance(value, float | complex | np.inexact):
-        return bool(value != value)  # noqa: PLR0124 - that is what NaN is
-    if isinstance(value, np.datetime64 | np.timedelta64):
-        return bool(np.isnat(value))
-    kind = type(value)
-    # Importing pandas to compare with would cost its users nothing, and all others much.
-    return kind.__name__ in ("NAType", "NaTType") and kind.__module__.startswith("pandas.")
-
-
-# --- words -------------------------------------------------------------------------
-
-
-def quoted(name: str) -> str:
-    """Return how a message speaks of a feature."""
-    return f"feature {name!r}" if name else "the array of features"
-
-
-def name_list(names: Iterable[Any]) -> str:
-    """Return names as a list that is never too long to read."""
-    listed = [str(name) for name in names]
-    shown = ", ".join(listed[:20])
-    return f"[{shown}{', …' if len(listed) > 20 else ''}]"
-
-
 def shape_text(shape: RowShape) -> str:
     """Return a row shape as a tuple is written, with "any" for an axis that varies."""
     inner = ", ".join("any" if axis is None else str(axis) for axis in shape)
     return f"({inner},)" if len(shape) == 1 else f"({inner})"
-
-
-def describe(value: Any) -> str:
-    """Return what kind of thing a value is."""
-    if isinstance(value, np.ndarray):
-        return f"a {value.dtype} array of shape {value.shape}"
-    return f"a {type(value).__name__}"
-
-
-def is_mapping(features: Any) -> bool:
-    """Whether features have names; a pandas DataFrame is no Mapping, but it has."""
-    return isinstance(features, Mapping) or (
-        hasattr(features, "keys") and hasattr(features, "__getitem__")
-    )
-
-
-def is_series(features: Any) -> bool:
-    """Whether it is a pandas Series: an array that can also be taken for a mapping."""
-    array = is_mapping(features) and hasattr(features, "__array__")
-    return array and getattr(features, "ndim", 0) == 1

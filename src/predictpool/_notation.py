@@ -13,7 +13,8 @@ import numpy as np
 
 from predictpool._conversion import Converter
 from predictpool._errors import InvalidFeatures
-from predictpool._feature import REQUIRED, FeatureSpec, RowShape, quoted
+from predictpool._feature import REQUIRED, FeatureSpec, RowShape
+from predictpool._refusals import quoted
 
 
 def declared_spec(name: str, notation: Any) -> FeatureSpec:

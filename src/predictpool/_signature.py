@@ -22,13 +22,10 @@ from predictpool._feature import (
     UNNAMED,
     Arrays,
     FeatureSpec,
-    describe,
-    is_mapping,
-    is_series,
-    name_list,
-    quoted,
 )
 from predictpool._notation import declared_spec
+from predictpool._refusals import describe, name_list, quoted
+from predictpool._values import is_mapping, is_series
 
 __all__ = [
     "REQUIRED",
