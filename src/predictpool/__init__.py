@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from predictpool._errors import TooManyRequests as TooManyRequests
     from predictpool._errors import WorkerError as WorkerError
     from predictpool._errors import WorkerStartError as WorkerStartError
+    from predictpool._feature import FeatureSpec as FeatureSpec
     from predictpool._local_launcher import LocalLauncher as LocalLauncher
     from predictpool._pool import PredictorPool as PredictorPool
-    from predictpool._signature import FeatureSpec as FeatureSpec
     from predictpool._signature import Signature as Signature
     from predictpool._statistics import PoolStatistics as PoolStatistics
     from predictpool.predictors._base import Predictor as Predictor
@@ -30,7 +30,7 @@ _MODULES = {
     "BrokenWorkerError": "_errors",
     "Device": "_devices",
     "EstimatorPredictor": "predictors._estimator",
-    "FeatureSpec": "_signature",
+    "FeatureSpec": "_feature",
     "FunctionPredictor": "predictors._function",
     "InvalidFeatures": "_errors",
     "LocalLauncher": "_local_launcher",
