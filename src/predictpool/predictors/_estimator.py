@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 from predictpool._columns import Array
 from predictpool._devices import Device
-from predictpool._signature import UNNAMED, FeatureSpec, Signature, SignatureSource
+from predictpool._signature import UNNAMED, Extra, FeatureSpec, Signature, SignatureSource
 from predictpool.predictors._canned import derive_signature
 from predictpool.predictors._estimator_inputs import EstimatorInputs, Transform
 from predictpool.predictors._estimator_models import (
@@ -51,9 +52,10 @@ class EstimatorPredictor:
             taken from the pool's ``warmup`` or from the first request, where only floats
             and text will do.
         extra: ``"ignore"`` drops features that the signature does not have, such as the
-            unused columns of a CSV file; ``"refuse"``, as a rule, makes an error of them.
+            unused columns of a CSV file; ``"refuse"`` makes an error of them, as is the rule.
         missing: name → the value that stands in for None, NaN and masked values.
-        allow_nan: lets NaN through to the model: True for all features, or their names.
+        allow_nan: the features whose NaN reaches the model; True for all floats. These
+            three are those of `Signature.relaxed`, for a derived signature as well.
         transform: takes the dataset of requests and returns that of what the model wants,
             one element for each request: ``.map``, ``tf.io.parse_example``, ``.prefetch``,
             options. It needs a ``signature``, that of the requests, and is tried alone, on
@@ -77,9 +79,9 @@ class EstimatorPredictor:
         *,
         method: Method = "generator",
         signature: Any = None,
-        extra: Literal["refuse", "ignore"] = "refuse",
+        extra: Extra | None = None,
         missing: Mapping[str, Any] | None = None,
-        allow_nan: bool | Collection[str] = False,
+        allow_nan: Literal[True] | Collection[str] | None = None,
         transform: Transform | None = None,
         predict_keys: Sequence[str] | None = None,
         checkpoint_path: str | None = None,
@@ -93,9 +95,12 @@ class EstimatorPredictor:
             raise ValueError(f"method is {method!r}, expected 'generator' or 'session'")
         _check_transform(transform, signature)
         self.method: Method = method
-        self._relaxed = {"extra": extra, "missing": missing or {}, "allow_nan": allow_nan}
+        self._relaxed = partial(
+            Signature.relaxed, extra=extra, missing=missing, allow_nan=allow_nan
+        )
+        self._needs_signature = any(said is not None for said in (extra, missing, allow_nan))
         self.signature: SignatureSource = (
-            "infer" if signature is None else Signature.declared(signature).relaxed(**self._relaxed)
+            "infer" if signature is None else self._relaxed(Signature.declared(signature))
         )
         self._build = build
         self._transform = transform
@@ -174,8 +179,8 @@ class EstimatorPredictor:
     def _derived(self, estimator: Any) -> SignatureSource:
         derived = derive_signature(estimator)
         if derived is not None:
-            return derived.relaxed(**self._relaxed)
-        if self._relaxed != {"extra": "refuse", "missing": {}, "allow_nan": False}:
+            return self._relaxed(derived)
+        if self._needs_signature:
             raise ValueError(
                 "extra=, missing= and allow_nan= need a signature, and this estimator has no "
                 "feature columns to read it from: declare signature="
