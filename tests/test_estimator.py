@@ -255,34 +255,80 @@ async def test_only_the_guilty_request_fails(trained: Path, method: str) -> None
     assert graphs == 1 if method == "session" else 2 <= graphs <= 6
 
 
+def with_value(name: str, *values: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda features: features.update({name: list(values)})
+
+
+# Of the custom model: x is float32 rows of 5, text is text.
 BAD_FEATURES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
-    ("missing", lambda f: f.pop("age"), r"feature 'age' is missing: .*expected float32 rows"),
-    ("unknown", lambda f: f.update(agee=[1.0, 2.0]), r"feature 'agee' is unknown: .*mean 'age'\?"),
-    ("lengths", lambda f: f.update(age=[1.0]), r"differ in their number of rows \(.*age: 1"),
-    (
-        "rank",
-        lambda f: f.update(age=np.ones((2, 2, 2))),
-        r"feature 'age' has the shape \(2, 2, 2\)",
-    ),
-    ("ragged", lambda f: f.update(age=[[1.0], [1.0, 2.0]]), r"feature 'age' is a list that is no"),
-    ("kind", lambda f: f.update(age=["old", "young"]), r"feature 'age' has <U5 values \('old'"),
-    ("text", lambda f: f.update(sex=[1, 2]), r"feature 'sex' has the value 1 of type int"),
-    ("no rows", lambda f: f.update(age=3.0), r"feature 'age' has the shape \(\)"),
+    ("missing", lambda f: f.pop("x"), r"feature 'x' is missing: .*expected float32 rows"),
+    ("near miss", lambda f: f.update(tekst=f.pop("text")), r"'text' is missing: .*it by 'tekst'\?"),
+    ("unknown", lambda f: f.update(text_=["1"] * 2), r"'text_' is unknown: .*mean 'text'\?"),
+    ("lengths", with_value("text", "1"), r"differ in their number of rows \(.*text: 1"),
+    ("rank", lambda f: f.update(x=np.ones((2, 5, 1))), r"'x' has the shape \(2, 5, 1\)"),
+    ("width", lambda f: f.update(x=np.ones((2, 4))), r"'x' has the shape \(2, 4\)"),
+    ("ragged", with_value("x", [1.0], [1.0, 2.0]), r"feature 'x' "),
+    ("no rows", lambda f: f.update(text="1"), r"feature 'text' "),
+    ("text for numbers", with_value("x", ["1"] * 5, ["2"] * 5), r"feature 'x' has text"),
+    ("number for text", with_value("text", 1, 2), r"feature 'text' has the value 1 of type int"),
+    ("None", with_value("text", "1", None), r"feature 'text' .*None.*missing"),
+    ("None for a number", with_value("x", [1.0] * 5, [None] * 5), r"feature 'x' .*None.*missing"),
+    ("NaN", lambda f: f.update(x=np.full((2, 5), np.nan)), r"feature 'x' .*(NaN|nan).*allow_nan"),
+    ("NaN for text", with_value("text", "1", float("nan")), r"feature 'text' .*nan"),
+    ("too large", with_value("x", [1e300] * 5, [1.0] * 5), r"value 1e\+300 in row 0, which float32 cannot"),
+    ("rounded", with_value("x", [2**53 + 1] * 5, [1] * 5), r"which float32 cannot hold exactly"),
+    ("beyond int64", with_value("x", [2**70] * 5, [1] * 5), r"feature 'x' "),
+    ("lone surrogate", with_value("text", "1", "\udc80"), r"feature 'text' .*surrogate"),
+    ("complex", lambda f: f.update(x=np.ones((2, 5), complex)), r"feature 'x' has complex128"),
+    ("dates", lambda f: f.update(x=np.zeros((2, 5), "M8[s]")), r"feature 'x' has datetime64"),
 ]
 
 
-async def test_bad_features_never_reach_the_model(trained: Path) -> None:
-    known = Known(trained, "classifier")
-    async with open_pool(trained, "classifier") as pool:
+@pytest.mark.parametrize("method", METHODS)
+async def test_bad_features_are_refused_and_the_same_session_answers_the_next(
+    trained: Path, method: str
+) -> None:
+    journal = trained / "custom.journal"
+    journal.unlink(missing_ok=True)
+    known = Known(trained, "custom")
+    async with open_pool(trained, "custom", method) as pool:
         for _, spoil, message in BAD_FEATURES:
             features = rows_of(known.features, slice(2))
             spoil(features)
             with pytest.raises(InvalidFeatures, match=message):
                 await pool.predict(features)
+            await known.check(pool, slice(0, 2))
         with pytest.raises(InvalidFeatures, match="expected a mapping of name to values"):
             await pool.predict([1.0, 2.0])
-        assert pool.statistics().batches == 0
-        await known.check(pool, slice(0, 2))
+        statistics = pool.statistics()
+    assert statistics.batches == statistics.answered == len(BAD_FEATURES)
+    assert statistics.failed == len(BAD_FEATURES) + 1
+    assert journal.read_text().split().count("graph") == 1
+
+
+async def test_a_csv_row_with_holes(trained: Path) -> None:
+    known = Known(trained, "classifier")
+    assert isinstance(known.features, dict)
+    holes: dict[str, Any] = {name: values[:2].tolist() for name, values in known.features.items()}
+    filled = {**holes, "age": [40.0, 40.0], "occupation": ["", ""]}
+    holes.update(age=[None, float("nan")], occupation=[None, float("nan")], fnlwgt=[1, 2])
+    missing = {"age": 40.0, "occupation": ""}
+    async with open_pool(trained, "classifier", extra="ignore", missing=missing) as pool:
+        assert_equal_outputs(await pool.predict(holes), await pool.predict(filled))
+    async with open_pool(trained, "classifier", allow_nan=["age"]) as pool:
+        del holes["fnlwgt"]
+        holes.update(age=np.full(2, np.nan), occupation=["", ""])
+        outputs = await pool.predict(holes)
+        assert outputs["probabilities"].shape == (2, 2)  # plausible, as it is with TensorFlow
+        with pytest.raises(InvalidFeatures, match=r"feature 'education_num' .*allow_nan"):
+            await pool.predict({**holes, "education_num": np.full(2, np.nan, np.float32)})
+
+
+async def test_what_is_said_of_a_signature_needs_one(trained: Path) -> None:
+    with pytest.raises(WorkerStartError, match="need a signature, and this estimator has no"):
+        await open_and_close(predictor(trained, "custom", signature=None, extra="ignore"))
+    with pytest.raises(WorkerStartError, match=r"missing names the feature 'agee'.*mean 'age'"):
+        await open_and_close(predictor(trained, "classifier", missing={"agee": 1.0}))
 
 
 # --- the signature -----------------------------------------------------------------
