@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from predictpool._pool import PredictorPool as PredictorPool
     from predictpool._signature import Signature as Signature
     from predictpool._statistics import PoolStatistics as PoolStatistics
+    from predictpool._statistics import WorkerInfo as WorkerInfo
     from predictpool.predictors._base import Predictor as Predictor
     from predictpool.predictors._estimator import EstimatorPredictor as EstimatorPredictor
     from predictpool.predictors._function import FunctionPredictor as FunctionPredictor
@@ -44,6 +45,7 @@ _MODULES = {
     "Signature": "_signature",
     "TooManyRequests": "_errors",
     "WorkerError": "_errors",
+    "WorkerInfo": "_statistics",
     "WorkerStartError": "_errors",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "Signature",
     "TooManyRequests",
     "WorkerError",
+    "WorkerInfo",
     "WorkerStartError",
 ]
 

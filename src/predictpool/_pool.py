@@ -24,7 +24,7 @@ from predictpool._local_launcher import LocalLauncher
 from predictpool._scheduler import Request, Scheduler
 from predictpool._signature import Signature
 from predictpool._slot import Recipe
-from predictpool._statistics import PoolStatistics
+from predictpool._statistics import PoolStatistics, WorkerInfo
 from predictpool._supervisor import Supervisor
 from predictpool.predictors._base import Predictor
 
@@ -332,6 +332,23 @@ class PredictorPool(Generic[OutputsT]):
         finally:
             for request, _ in pending:
                 self._forget(request)
+
+    @property
+    def signature(self) -> Signature | None:
+        """What the pool takes, as far as it is known.
+
+        None until a worker or the first answered request has told it, and where the
+        predictor takes whatever it is given.
+        """
+        source = self._dispatcher.signature if self._dispatcher else self._predictor.signature
+        return source if isinstance(source, Signature) else None
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """Return the workers that are ready, in the order of their slots; none once closed."""
+        if self._supervisor is None or self._phase is _Phase.CLOSED:
+            return ()
+        serving = (slot.worker for slot in self._supervisor.slots)
+        return tuple(worker.info() for worker in serving if worker is not None)
 
     def statistics(self) -> PoolStatistics:
         """Return what the pool has done so far, and what it is doing."""

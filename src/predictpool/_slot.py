@@ -15,6 +15,7 @@ from predictpool._dispatcher import Dispatcher
 from predictpool._errors import BrokenWorkerError, WorkerStartError
 from predictpool._launcher import End, Launcher, WorkerHandle
 from predictpool._signature import Signature
+from predictpool._statistics import WorkerInfo
 from predictpool._wire import Frame
 from predictpool._worker import Failure, Ready, Start
 
@@ -167,6 +168,20 @@ class Worker:
         if ready is None:
             raise self.start_failure()
         return ready
+
+    def info(self) -> WorkerInfo:
+        """Return what is known of it, once it is ready."""
+        ready, slot = self._ready, self._slot
+        assert ready is not None
+        assert self.pid is not None
+        return WorkerInfo(
+            slot=slot.number,
+            pid=self.pid,
+            device=slot.device,
+            row_wise=ready.row_wise,
+            load_seconds=ready.load_seconds,
+            warning=ready.warning,
+        )
 
     def stop(self) -> None:
         """Ask it to let go of the model and end."""

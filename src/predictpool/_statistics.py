@@ -1,8 +1,10 @@
-"""What a pool counts."""
+"""What a pool tells of itself: what it counts, and its workers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from predictpool._devices import Device
 
 
 @dataclass(slots=True)
@@ -61,3 +63,24 @@ class PoolStatistics:
     batches: int
     waiting_seconds: float
     running_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker that is ready, from `PredictorPool.workers`.
+
+    Attributes:
+        slot: the number of its slot, from 0.
+        pid: its process id.
+        device: where it is pinned.
+        row_wise: whether it takes rows of several requests in one call.
+        load_seconds: how long it took to load the predictor and to warm up.
+        warning: what it found wrong with the predictor, or ``""``.
+    """
+
+    slot: int
+    pid: int
+    device: Device
+    row_wise: bool
+    load_seconds: float
+    warning: str
