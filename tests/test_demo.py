@@ -88,13 +88,14 @@ def test_people_get_a_table_and_a_kept_model_is_not_trained_again(
     assert sorted(file.name for file in model_dir.glob("model.ckpt-*")) == trained
 
 
-@pytest.mark.parametrize("module", ["typer", "rich"])
+@pytest.mark.parametrize("module", ["typer", "rich", "psutil"])
 def test_without_the_cli_extra_there_is_one_line_that_says_what_to_install(module: str) -> None:
     ended = python("-c", f"import sys; sys.modules[{module!r}] = None; {RUN}", "demo")
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr == (
-        'predictpool: the command line needs typer and rich: pip install "predictpool[cli]"\n'
+        "predictpool: the command line needs typer, rich and psutil: "
+        'pip install "predictpool[cli]"\n'
     )
 
 

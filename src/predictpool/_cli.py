@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the command line; the console script's entry point."""
     try:
+        import psutil  # noqa: F401
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError:
-        needed = 'the command line needs typer and rich: pip install "predictpool[cli]"'
+        needed = 'the command line needs typer, rich and psutil: pip install "predictpool[cli]"'
         print(f"predictpool: {needed}", file=sys.stderr)
         raise SystemExit(2) from None
     _app()()
@@ -50,6 +51,7 @@ def _app() -> "typer.Typer":
         pass
 
     _add_demo(app)
+    _add_check(app)
     return app
 
 
@@ -105,3 +107,79 @@ def _demo(rows: int, workers: int, steps: int, model_dir: Path | None, as_json: 
         print(result.to_json())
     else:
         rich.print(table(result))
+
+
+def _add_check(app: "typer.Typer") -> None:
+    """Give the application its command ``check``."""
+    import typer
+
+    @app.command()
+    def check(
+        target: Annotated[
+            str,
+            typer.Argument(
+                metavar="MODULE:PREDICTOR",
+                help="The predictor, as in models.income:predictor; the current directory is on "
+                "Python's path.",
+            ),
+        ],
+        features: Annotated[
+            str | None,
+            typer.Option(
+                metavar="MODULE:FEATURES",
+                help="Warm up and predict with these, as with the pool's warmup=.",
+                show_default="one row of zeros and empty text",
+            ),
+        ] = None,
+        start_timeout: Annotated[
+            float, typer.Option(min=0.0, help="Seconds to start, load and warm up.")
+        ] = 120.0,
+        verbose: Annotated[
+            bool,
+            typer.Option(
+                "--verbose", help="Show tracebacks, and what the module and the worker write."
+            ),
+        ] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print one JSON object, in seconds and bytes.")
+        ] = False,
+    ) -> None:
+        """Load a predictor in a worker, warm it up, predict once, and show what it is like.
+
+        The exit code is 0 if all is well, 1 if the predictor does not work, and 2 if this command
+        was called wrongly.
+        """
+        _check(target, features, start_timeout, verbose, as_json)
+
+
+def _check(
+    target: str, features: str | None, start_timeout: float, verbose: bool, as_json: bool
+) -> None:
+    """Run the check and print what it found; errors that the user can act on are one line."""
+    import rich
+    import rich.console
+
+    from predictpool import _check
+
+    try:
+        with _check.quietly(verbose) as terminal:
+            # At the last moment: a file of the user's must not pass for a library of ours.
+            if str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
+            with rich.console.Console(file=terminal).status(f"Checking {target}"):
+                result = _check.run(target, features=features, start_timeout=start_timeout)
+    except _check.CheckError as error:
+        hint = "; --verbose shows the traceback" if error.details and not verbose else ""
+        print(f"predictpool: {error}{hint}", file=sys.stderr)
+        if verbose and error.details:
+            print(error.details, file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    if as_json:
+        print(result.to_json())
+    else:
+        rich.print(_check.table(result))
+    if result.not_asked:
+        print(f"predictpool: {result.not_asked}", file=sys.stderr)
+        raise SystemExit(2)

@@ -30,6 +30,8 @@ from predictpool.predictors._base import Predictor
 
 OutputsT = TypeVar("OutputsT")
 
+PREDICTOR_NAMES: Final = ("load", "predict", "close", "preload", "row_wise", "signature")
+
 
 class _PoolsOwn:
     def __repr__(self) -> str:
@@ -345,7 +347,7 @@ class PredictorPool(Generic[OutputsT]):
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """Return the workers that are ready, in the order of their slots; none once closed."""
-        if self._supervisor is None or self._phase is _Phase.CLOSED:
+        if self._supervisor is None:
             return ()
         serving = (slot.worker for slot in self._supervisor.slots)
         return tuple(worker.info() for worker in serving if worker is not None)
@@ -484,15 +486,15 @@ def _weakly(pool: PredictorPool[Any]) -> Callable[[Exception], None]:
 # --- the checks of options ---------------------------------------------------------
 
 
+def lacking(predictor: Any) -> list[str]:
+    """Return the names that a predictor has and this does not."""
+    return [name for name in PREDICTOR_NAMES if not hasattr(predictor, name)]
+
+
 def _check_predictor(predictor: Any) -> None:
     if not isinstance(predictor, Predictor):
-        lacking = [
-            name
-            for name in ("load", "predict", "close", "preload", "row_wise", "signature")
-            if not hasattr(predictor, name)
-        ]
         raise TypeError(
-            f"predictor is {predictor!r}, which lacks {', '.join(lacking)}: give an "
+            f"predictor is {predictor!r}, which lacks {', '.join(lacking(predictor))}: give an "
             "EstimatorPredictor, a FunctionPredictor or a Predictor of your own"
         )
     signature = predictor.signature
