@@ -12,6 +12,15 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the command line; the console script's entry point."""
     try:
+        _require_libraries()
+        _app()()
+    except KeyboardInterrupt:  # while all this is imported
+        raise SystemExit(130) from None
+
+
+def _require_libraries() -> None:
+    """End with one line where what the command line needs is not installed."""
+    try:
         import psutil  # noqa: F401
         import rich  # noqa: F401
         import typer  # noqa: F401
@@ -19,7 +28,6 @@ def main() -> None:
         needed = 'the command line needs typer, rich and psutil: pip install "predictpool[cli]"'
         print(f"predictpool: {needed}", file=sys.stderr)
         raise SystemExit(2) from None
-    _app()()
 
 
 def _app() -> "typer.Typer":
