@@ -40,7 +40,7 @@ from predictpool import (
 )
 from predictpool._pool import PREDICTOR_NAMES, lacking
 from predictpool._signature import REQUIRED, UNNAMED, as_arrays
-from predictpool._worker import WarmUpFailed
+from predictpool._worker import WarmUpFailed, one_line
 
 Shape = tuple[int | None, ...]
 
@@ -407,11 +407,11 @@ async def opened(predictor: Predictor[Any], given: Any, start_timeout: float) ->
 
 def start_failure(error: WorkerStartError, own_warmup: bool) -> CheckError:
     """Return the error for a worker that did not become ready."""
-    line, exit_code = one_line(str(error)), 1
+    line, exit_code = one_line(str(error).removesuffix(error.traceback)), 1
     _, warmup_failed, why = line.partition(f"{WarmUpFailed.__module__}.{WarmUpFailed.__name__}: ")
     _, invalid, mistake = line.partition(f"{InvalidFeatures.__module__}.InvalidFeatures: ")
     if warmup_failed:
-        line = why + ("; to this command, --features MODULE:FEATURES" if own_warmup else "")
+        line = why + (". Here, name them with --features MODULE:FEATURES" if own_warmup else "")
     elif invalid and not own_warmup:
         line, exit_code = f"--features do not fit the model: {mistake}", 2
     elif "start_timeout=" in line:
@@ -426,14 +426,13 @@ async def predict(pool: PredictorPool[Any], features: Any) -> Any:
     try:
         return await pool.predict(features)
     except Exception as error:  # a model can raise anything
-        details = getattr(error, "traceback", "") or getattr(error, "crash_report", "")
+        details = str(getattr(error, "traceback", "") or getattr(error, "crash_report", ""))
         details = details or "\n".join(getattr(error, "__notes__", ()))
-        line = one_line(str(error)) if isinstance(error, PredictorPoolError) else ""
+        own = isinstance(error, PredictorPoolError)
+        line = one_line(str(error).removesuffix(details)) if own else describe(error)
         if isinstance(error, BrokenWorkerError) and not details:
             line += ": see with --verbose what it writes"
-        raise CheckError(
-            f"predict failed: {line or describe(error)}", details=str(details)
-        ) from error
+        raise CheckError(f"predict failed: {line}", details=details) from error
 
 
 def measure(pool: PredictorPool[Any]) -> tuple[WorkerInfo, Any]:
@@ -514,14 +513,6 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def one_line(text: str) -> str:
-    """Return the first line that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].endswith(":"):
-        return f"{lines[0]} {lines[1]}"
-    return lines[0] if lines else ""
-
-
 def table(result: CheckResult) -> Group:
     """Render the result for people."""
     facts = Table.grid(padding=(0, 2))
@@ -546,7 +537,7 @@ def facts_of(result: CheckResult) -> Iterator[tuple[str, str]]:
         yield "warning", result.warning
     yield (
         "start",
-        f"{result.start_seconds:.2f} s; load and warm-up alone {result.load_seconds:.2f} s",
+        f"{result.start_seconds:.2f} s; load and warm-up {result.load_seconds:.2f} s",
     )
     if result.predict_seconds is not None:
         rows = "1 row" if result.rows == 1 else f"{result.rows} rows"

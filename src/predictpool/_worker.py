@@ -174,18 +174,24 @@ def _warm_up(predictor: Any, arrays: Arrays, mapping: bool) -> bool:
         try:
             outputs = predictor.predict(repeated if mapping else next(iter(repeated.values())))
         except Exception as error:
+            said = f"{type(error).__name__}: {one_line(str(error))}"
             raise WarmUpFailed(
                 f"the warm-up failed on {_describe_arrays(repeated)}: give the pool warmup= with "
-                f"features that the model can take. It said: {_first_line(error)}"
+                f"features that the model can take. It said: {said}"
             ) from error
         if predictor.row_wise and not _divisible(outputs, rows):
             return False
     return True
 
 
-def _first_line(error: Exception) -> str:
-    # TensorFlow appends the whole graph's history; the traceback has it all below.
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def one_line(text: str) -> str:
+    """Return what a message says first, in one line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) < 2 or not lines[0].endswith(":"):
+        return lines[0] if lines else ""
+    # TensorFlow's history of the graph goes on up to what went wrong, and then names the node.
+    node = next((number for number, line in enumerate(lines) if line.startswith("[[{{node")), 2)
+    return f"{lines[0]} {lines[node - 1]}"
 
 
 def _describe_arrays(arrays: Arrays) -> str:
