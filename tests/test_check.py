@@ -342,8 +342,8 @@ NOT_PREDICTORS = {
         "def build(): ...",
         (
             "a function, not a predictor: wrap it, predictor = EstimatorPredictor(build) if it "
-            "returns an Estimator, FunctionPredictor(build) if it returns a function that predicts; "
-            "if it returns a predictor, name that, predictor = build()"
+            "returns an Estimator, FunctionPredictor(build) if it returns a function that predicts"
+            "; if it returns a predictor, name that, predictor = build()"
         ),
     ),
     "FunctionPredictor": (
