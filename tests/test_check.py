@@ -451,6 +451,32 @@ WORKER_MISTAKES = {
             "no checkpoint in 'models'"
         ),
     ),
+    "says nothing": (
+        """
+        def load():
+            raise ValueError
+        predictor = FunctionPredictor(load)
+        """,
+        "the worker of slot 0 (pid N) could not load its predictor: ValueError",
+    ),
+    "says nothing when it predicts": (
+        """
+        def load():
+            calls = []
+            def predict(x):
+                class Odd(Exception): ...
+                calls.append(x)
+                if len(calls) > 1:
+                    raise Odd
+                return x
+            return predict
+        predictor = FunctionPredictor(load, signature=(np.float32, ()))
+        """,
+        (
+            "predict failed: the model raised income.load.<locals>.predict.<locals>.Odd in slot 0, "
+            "pid N"
+        ),
+    ),
     "lacks a library": (
         """
         def load():
@@ -725,7 +751,8 @@ def test_the_command_itself_does_not_import_tensorflow(folder: Path) -> None:
 
 
 HANGING: dict[str, Callable[[str], str]] = {
-    "while the module is imported": lambda say: f"{say}\nsignal.pause()",
+    # A signal that comes just before a blocking call does not end that one.
+    "while the module is imported": lambda say: f"{say}\nwhile True: time.sleep(0.01)",
     "while the predictor is loaded": lambda say: (
         f"""
 def load():
@@ -741,9 +768,9 @@ predictor = FunctionPredictor(load)
 def test_an_interrupt_ends_it_quietly(folder: Path, when: str) -> None:
     os.mkfifo(folder / "journal")
     journal = os.open(folder / "journal", os.O_RDWR)
-    say = f"open({str(folder / 'journal')!r}, 'w').write('here')"
-    text = f"import signal\nfrom predictpool import FunctionPredictor\n{HANGING[when](say)}"
-    write(folder, income=text)
+    say = f"pathlib.Path({str(folder / 'journal')!r}).write_text('here')"
+    imports = "import pathlib, signal, time\nfrom predictpool import FunctionPredictor\n"
+    write(folder, income=f"{imports}{HANGING[when](say)}")
     code = "from predictpool._cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", code, "check", "income:predictor"],

@@ -187,11 +187,12 @@ def _warm_up(predictor: Any, arrays: Arrays, mapping: bool) -> bool:
 def one_line(text: str) -> str:
     """Return what a message says first, in one line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) < 2 or not lines[0].endswith(":"):
-        return lines[0] if lines else ""
-    # TensorFlow's history of the graph goes on up to what went wrong, and then names the node.
-    node = next((number for number, line in enumerate(lines) if line.startswith("[[{{node")), 2)
-    return f"{lines[0]} {lines[node - 1]}"
+    said = lines[:1]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        # TensorFlow's history of the graph ends with what went wrong, and then names the node.
+        node = next((number for number, line in enumerate(lines) if line.startswith("[[{{node")), 2)
+        said.append(lines[node - 1])
+    return " ".join(said).removesuffix(":")
 
 
 def _describe_arrays(arrays: Arrays) -> str:
