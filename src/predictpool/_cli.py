@@ -182,7 +182,7 @@ def _check(
         if verbose and error.details:
             print(error.details, file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # which older versions of click turn into "Aborted!" and 1
         raise SystemExit(130) from None
     if as_json:
         print(result.to_json())
