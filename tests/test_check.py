@@ -401,7 +401,14 @@ def test_an_attribute_that_is_no_predictor(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("features", "line"),
     [
-        ("words", "the array of features has objects ('a'), expected float32 rows of shape ()"),
+        (
+            "words",
+            (
+                "the array of features has the value 'a' of type str in row 0, expected float32 "
+                "rows of shape (): convert text to numbers first, or declare the feature as text "
+                "(str)"
+            ),
+        ),
         (
             "named",
             "features are a mapping of [x], expected one array: float32 rows of shape ()",
