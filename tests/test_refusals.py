@@ -270,11 +270,10 @@ class Broken:
         ),
         (
             "float32",
-            [2**64],
+            [1, 2**64 + 1],
             (
-                "feature 'a' has the value 18446744073709551616 in row 0, which is beyond "
-                "the integers of numpy, expected float32 rows of shape (): give floats if it "
-                "may be rounded"
+                "feature 'a' has the value 18446744073709551617 in row 1, which float32 cannot "
+                "hold exactly: give floats if it may be rounded, or declare a wider dtype"
             ),
         ),
         (
