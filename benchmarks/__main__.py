@@ -8,7 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budget, contenders, harness, latency, models, overload, report, soak, startup
+from benchmarks import (
+    budget,
+    contenders,
+    encoding,
+    harness,
+    latency,
+    models,
+    overload,
+    report,
+    soak,
+    startup,
+)
 from benchmarks.figures import Goal
 from benchmarks.models import Model
 from predictpool import _census
@@ -61,13 +72,21 @@ def measure_latency(run: report.Run, model: Model, options: argparse.Namespace) 
 def measure_budget(run: report.Run, model: Model, options: argparse.Namespace) -> None:
     """Run ``budget``."""
     size, lines = budget.run(model, quick=options.quick, note=note)
+    note("encoding")
+    encoding_size, ways = encoding.run(quick=options.quick)
     if options.json:
-        found = {"size": asdict(size), "contenders": [asdict(line) for line in lines]}
+        found = {
+            "size": asdict(size),
+            "contenders": [asdict(line) for line in lines],
+            "encoding_size": asdict(encoding_size),
+            "encoding": [asdict(way) for way in ways],
+        }
         print(report.as_json(run, "budget", found, []))
         return
     paper = report.Paper(options.markdown)
     report.show_run(paper, run)
     report.show_budget(paper, size, lines)
+    report.show_encoding(paper, encoding_size, ways)
 
 
 def measure_startup(run: report.Run, model: Model, options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import budget, latency, overload, soak, startup
+from benchmarks import budget, encoding, latency, overload, soak, startup
 from benchmarks.figures import Goal, Spread
 from benchmarks.models import Model
 
@@ -168,6 +168,20 @@ def show_budget(paper: Paper, size: budget.Size, lines: list[budget.Line]) -> No
         seconds = (line.to_model, line.in_model, line.back)
         whole = sum(span.median for span in seconds)
         table.add_row(line.name, *(_spread(span, 1e6) for span in seconds), f"{whole * 1e6:.0f}")
+    paper.print(table)
+
+
+def show_encoding(paper: Paper, size: encoding.Size, ways: list[encoding.Line]) -> None:
+    """Print what a feature costs the application."""
+    table = paper.table(
+        "Checking and encoding, for each feature of a request",
+        f"µs; {encoding.FEATURES} features; median of {size.rounds} rounds of {size.calls} calls "
+        "(lowest–highest round)",
+        "given as",
+        *("rows", "float32", "text"),
+    )
+    for line in ways:
+        table.add_row(line.way, str(line.rows), _spread(line.number, 1e6), _spread(line.text, 1e6))
     paper.print(table)
 
 

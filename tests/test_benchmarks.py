@@ -71,7 +71,8 @@ def test_latency_compares_the_pool_with_the_hop_floor_and_with_the_predictor_in_
 
 @NEEDS_ESTIMATORS
 def test_the_budget_divides_a_request_into_three_spans() -> None:
-    lines = run("budget")["contenders"]
+    found = run("budget")
+    lines = found["contenders"]
     assert [line["name"] for line in lines] == [
         "in process, session",
         "hop floor, session",
@@ -81,6 +82,13 @@ def test_the_budget_divides_a_request_into_three_spans() -> None:
         for span in ("to_model", "in_model", "back"):
             assert is_spread(line[span])
         assert line["in_model"]["median"] > line["to_model"]["low"]
+    ways = ["arrays as declared", "other arrays", "lists"]
+    assert [(line["way"], line["rows"]) for line in found["encoding"]] == [
+        *((way, 1) for way in ways),
+        *((way, 64) for way in ways),
+        ("predict_one", 1),
+    ]
+    assert all(is_spread(line[kind]) for line in found["encoding"] for kind in ("number", "text"))
 
 
 @NEEDS_ESTIMATORS

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from predictpool import (
+    FeatureSpec,
     FunctionPredictor,
     InvalidFeatures,
     PoolTimeout,
@@ -709,3 +710,44 @@ async def test_a_request_that_no_frame_can_hold_is_refused_and_disturbs_nobody(
             await pool.predict(np.zeros(11))
         assert (await pool.predict(np.ones(10))).tolist() == [2.0] * 10
         assert adds_up(pool)
+
+
+# --- rows of their own length ------------------------------------------------------
+
+
+async def test_ragged_rows_reach_the_model_and_their_requests_share_its_calls() -> None:
+    def describe(features: Any) -> Any:
+        rows, words = features["n"], features["w"]
+        return {
+            "dtype": np.array([row.dtype.str for row in rows]),
+            "sum": np.array([row.sum() for row in rows]),
+            "words": np.array([b" ".join(row) for row in words], object),
+            "called with": np.full(len(rows), len(rows)),
+        }
+
+    signature = {
+        "n": FeatureSpec(np.dtype("int32"), ragged=True),
+        "w": FeatureSpec(np.dtype(object), ragged=True),
+    }
+    predictor = calling(describe, row_wise=True, signature=signature)
+    answers: list[dict[str, Any]] = []
+
+    async with PredictorPool(predictor, workers=1) as pool:
+
+        async def ask(features: Any) -> None:
+            answers.append(await pool.predict(features))
+
+        async with anyio.create_task_group() as group:
+            for count in range(3):
+                group.start_soon(ask, {"n": [[count] * 3, []], "w": [["a", "b"], ["c"] * count]})
+        one = await pool.predict_one({"n": [1, 2], "w": []})
+    assert sorted(answer["sum"].tolist() for answer in answers) == [[0, 0], [3, 0], [6, 0]]
+    assert {tuple(answer["dtype"]) for answer in answers} == {("<i4", "<i4")}
+    assert sorted(answer["words"].tolist() for answer in answers) == [
+        [b"a b", b""],
+        [b"a b", b"c"],
+        [b"a b", b"c c"],
+    ]
+    # The first one ran at once; those that came meanwhile have other lengths, and ran together.
+    assert {tuple(answer["called with"]) for answer in answers} == {(2, 2), (4, 4)}
+    assert (one["sum"], one["words"]) == (3, b"")

@@ -33,6 +33,7 @@ from predictpool._values import (
     unmasked,
 )
 
+_EXACTLY: Final = "exactly: give floats if it may be rounded, or declare a wider dtype"
 _NUMBERS: Final = (bool, int, float, complex, np.number, np.bool_)
 _TIMES: Final = (np.datetime64, np.timedelta64)
 
@@ -180,9 +181,10 @@ class Converter:
         values = self._read(value, None)
         if values.dtype.kind != "f":
             return values
-        # numpy makes floats of [1, nan] and [2**63, -1], pandas of its nullable integers.
+        # numpy makes floats of [1, nan] and [1, 2**63], pandas of its nullable integers.
         given = getattr(getattr(value, "dtype", None), "kind", "")
-        if (self._dtype.kind in "iub" and values.size) or given in ("i", "u"):
+        hidden = (self._dtype.kind in "iub" and values.size) or given in ("i", "u")
+        if hidden or (_begins_with_integer(value) and values.max() >= 2.0**63):
             return self._read(value, object)
         return values
 
@@ -233,7 +235,7 @@ class Converter:
             beyond = cast.real >= 2.0 ** (limits.bits - (limits.min < 0))
             beyond |= np.isinf(cast.real)
             wrong = beyond | (cast.real.astype(values.dtype) != values)
-            why = "exactly: give floats if it may be rounded, or declare a wider dtype"
+            why = _EXACTLY
         else:
             wrong = np.isinf(cast) & ~np.isinf(values)
             why = "but as infinite: correct it, or declare a wider dtype"
@@ -265,26 +267,29 @@ class Converter:
             elif not isinstance(item, allowed):
                 raise self._wrong_value(item, self._at_flat(values, index, one))
         given = np.array(items)
-        if given.dtype.kind in "Of" and self._dtype.kind in "iufc":
-            self._check_far(items, values, one)
+        # numpy makes floats of [1, 2**63] and leaves [2**64] as it is.
+        integers = given.dtype.kind in "Of" and all(isinstance(i, int | np.integer) for i in items)
+        if integers and items and self._dtype.kind in "iufc":
+            given = self._from_integers(items, values, one)
         return given.reshape(values.shape)
 
-    def _check_far(self, items: list[Any], values: Array, one: bool) -> None:
-        """Refuse integers for which numpy has no integer dtype."""
-        if not items or not all(isinstance(item, int | np.integer) for item in items):
-            return
-        far = [int(item) for item in items]
+    def _from_integers(self, items: list[Any], values: Array, one: bool) -> Array:
+        """Return integers for which numpy has no dtype, as the declared one if it has them."""
+        why = self._range_text() if self._dtype.kind in "iu" else _EXACTLY
+        for index, item in enumerate(items):
+            if not self._holds(int(item)):
+                raise self._beyond(item, why, self._at_flat(values, index, one))
+        return np.array(items, self._dtype)
+
+    def _holds(self, item: int) -> bool:
         if self._dtype.kind in "iu":
             limits = np.iinfo(self._dtype)
-            worst = next(item for item in far if not limits.min <= item <= limits.max)
-            at = self._at_flat(values, far.index(worst), one)
-            raise self._beyond(worst, self._range_text(), at)
-        worst = max(far, key=abs)
-        raise self._refusal(
-            f"has the value {worst}{self._at_flat(values, far.index(worst), one)}, which is beyond "
-            f"the integers of numpy, expected {self._expected}: give floats if it may be rounded",
-            str(worst),
-        )
+            return int(limits.min) <= item <= int(limits.max)
+        try:
+            with np.errstate(over="ignore"):
+                return int(self._dtype.type(item).real) == item
+        except OverflowError:  # too large for a float, or infinite as one
+            return False
 
     # --- missing values ------------------------------------------------------------
 
@@ -432,6 +437,13 @@ class Converter:
             f"{what}",
             shown,
         )
+
+
+def _begins_with_integer(value: Any) -> bool:
+    """Whether the first number of a list is an integer; it may be a list of lists."""
+    while type(value) is list and value:
+        value = value[0]
+    return type(value) is int
 
 
 def _elements(name: str, spec: FeatureSpec) -> Converter:
