@@ -275,7 +275,11 @@ BAD_FEATURES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("None for a number", with_value("x", [1.0] * 5, [None] * 5), r"feature 'x' .*None.*missing"),
     ("NaN", lambda f: f.update(x=np.full((2, 5), np.nan)), r"feature 'x' .*(NaN|nan).*allow_nan"),
     ("NaN for text", with_value("text", "1", float("nan")), r"feature 'text' .*nan"),
-    ("too large", with_value("x", [1e300] * 5, [1.0] * 5), r"value 1e\+300 in row 0, which float32 cannot"),
+    (
+        "too large",
+        with_value("x", [1e300] * 5, [1.0] * 5),
+        r"value 1e\+300 in row 0, which float32 cannot",
+    ),
     ("rounded", with_value("x", [2**53 + 1] * 5, [1] * 5), r"which float32 cannot hold exactly"),
     ("beyond int64", with_value("x", [2**70] * 5, [1] * 5), r"feature 'x' "),
     ("lone surrogate", with_value("text", "1", "\udc80"), r"feature 'text' .*surrogate"),
