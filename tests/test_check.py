@@ -19,7 +19,8 @@ import pytest
 from rich.console import Console
 
 from predictpool import _check
-from predictpool._check import CheckError, CheckResult, Feature, Output
+from predictpool._check import CheckResult, Feature, Output
+from predictpool._command import CommandError
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_left")]
 
@@ -62,7 +63,7 @@ def check(target: str, *, features: str | None = None, start_timeout: float = 30
 
 def mistake(target: str, exit_code: int, **options: Any) -> str:
     """Return the line of a mistake, without numbers that nobody can know."""
-    with pytest.raises(CheckError) as raised:
+    with pytest.raises(CommandError) as raised:
         check(target, **options)
     assert raised.value.exit_code == exit_code
     assert "\n" not in str(raised.value)
@@ -634,7 +635,16 @@ def test_json_is_all_there_is_on_stdout_whatever_module_and_worker_print(folder:
     result = json.loads(ended.stdout)
     assert result["target"] == "income:predictor"
     assert result["features"] == [
-        {"name": "", "dtype": "float64", "shape": [2], "required": True, "default": None}
+        {
+            "name": "",
+            "dtype": "float64",
+            "shape": [2],
+            "required": True,
+            "default": None,
+            "missing": None,
+            "allow_nan": False,
+            "ragged": False,
+        }
     ]
     assert result["outputs"] == [{"name": "", "dtype": "float64", "shape": [1, 2]}]
     loud = command(folder, "income:predictor", "--json", "--verbose")
@@ -649,7 +659,10 @@ def test_people_get_tables(folder: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     for words in ("income:predictor, FunctionPredictor", "for 1 row", "PSS", "threads: 1"):
         assert words in ended.stdout
-    for row in (r"age .* float32 .* \(3,\) .* required", r"job .* text .* \(\) .* 'none'"):
+    for row in (
+        r"age .* float32 .* \(3,\) .* refused .* refused",
+        r"job .* text .* \(\) .* 'none'",
+    ):
         assert re.search(row, ended.stdout)
     assert re.search(r"ids .* int64 .* \(any,\)", ended.stdout)
 

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from predictpool import _cli, _demo
-from predictpool._demo import DemoError, DemoResult, Way
+from predictpool._command import CommandError
+from predictpool._demo import DemoResult, Way
 
 needs_estimators = pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="no TensorFlow with Estimators for this Python"
@@ -118,7 +119,9 @@ def test_version() -> None:
 
 def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").write_text("somebody's model")
-    with pytest.raises(DemoError, match="is not empty and holds no model of this demo") as raised:
+    with pytest.raises(
+        CommandError, match="is not empty and holds no model of this demo"
+    ) as raised:
         _demo.claim(tmp_path)
     assert raised.value.exit_code == 2
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
@@ -166,7 +169,7 @@ def test_a_tie_may_fall_either_way() -> None:
 def test_a_wrong_answer_is_an_error_that_names_it(
     given: list[dict[str, Any]], message: str
 ) -> None:
-    with pytest.raises(DemoError, match=message) as raised:
+    with pytest.raises(CommandError, match=message) as raised:
         _demo.check("pool", given, EXPECTED)
     assert raised.value.exit_code == 1
     assert str(raised.value).startswith("pool answered")

@@ -255,6 +255,12 @@ WRONG = [
         )
     ),
     ("predictor", lambda x: x, TypeError, "which lacks load, predict, close, preload, row_wise"),
+    (
+        "predictor",
+        FunctionPredictor,
+        TypeError,
+        "is the class FunctionPredictor, expected one made",
+    ),
     ("launcher", "local", TypeError, "launcher is 'local'"),
     ("name", 3, TypeError, "name is 3, expected"),
 ]

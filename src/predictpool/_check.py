@@ -1,25 +1,14 @@
 """The check: one predictor, loaded in a worker and asked once, as a pool would do it.
 
-`run` does that and returns a `CheckResult`; `table` renders one, and `quietly` keeps off the
-terminal what others write meanwhile. Every mistake of the user's is a `CheckError` of one line.
-The command line is in ``_cli``.
+`run` does that and returns a `CheckResult`; `table` renders one. Every mistake of the user's is a
+`CommandError` of one line. The command line is in ``_cli``.
 """
 
-import contextlib
-import difflib
-import importlib
-import inspect
 import json
-import os
-import pkgutil
-import sys
 import time
-import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import ModuleType
-from typing import Any, TextIO
+from typing import Any
 
 import anyio
 import numpy as np
@@ -38,26 +27,12 @@ from predictpool import (
     WorkerInfo,
     WorkerStartError,
 )
-from predictpool._pool import PREDICTOR_NAMES, lacking
+from predictpool._command import CommandError, describe
 from predictpool._signature import REQUIRED, UNNAMED, as_arrays
+from predictpool._target import find, require_predictor
 from predictpool._worker import WarmUpFailed, one_line
 
 Shape = tuple[int | None, ...]
-
-
-class CheckError(Exception):
-    """What went wrong in one line, with the remedy.
-
-    Attributes:
-        exit_code: for the shell: 1 if the predictor does not work, 2 if the command was called
-            wrongly.
-        details: a traceback for those who ask for it, or ``""``.
-    """
-
-    def __init__(self, message: str, *, exit_code: int = 1, details: str = "") -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-        self.details = details
 
 
 @dataclass(frozen=True)
@@ -70,13 +45,19 @@ class Feature:
         shape: of one row; None for an axis that varies.
         required: whether every request has to have it.
         default: what a row has otherwise; None where it is required.
+        missing: what stands in for missing values; None where they are refused.
+        allow_nan: whether NaN reaches the model.
+        ragged: whether each row has a length of its own.
     """
 
     name: str
     dtype: str
     shape: Shape
-    required: bool
-    default: Any
+    required: bool = True
+    default: Any = None
+    missing: Any = None
+    allow_nan: bool = False
+    ragged: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +139,7 @@ def run(target: str, *, features: str | None, start_timeout: float) -> CheckResu
         start_timeout: seconds that the worker may take to start.
 
     Raises:
-        CheckError: any mistake of the user's.
+        CommandError: any mistake of the user's.
     """
     predictor = find(target, "PREDICTOR")
     require_predictor(target, predictor)
@@ -168,188 +149,15 @@ def run(target: str, *, features: str | None, start_timeout: float) -> CheckResu
     return anyio.run(ask, target, predictor, given, start_timeout)
 
 
-# --- what the user names -----------------------------------------------------------
-
-
-def find(target: str, what: str) -> Any:
-    """Import ``MODULE:ATTRIBUTE`` and return what it names.
-
-    Args:
-        target: the module as in an ``import``, a colon, and a name in it, which may have dots.
-        what: what the attribute should be, in capitals, for the messages.
-
-    Raises:
-        CheckError: it is not of this form, cannot be imported, or is not there.
-    """
-    name, _, attribute = target.partition(":")
-    if "/" in name or name.endswith(".py"):
-        raise path_error(name, attribute or what)
-    if not all(name.split(".")) or not all(map(str.isidentifier, attribute.split("."))):
-        raise CheckError(
-            f"{target!r} is not MODULE:{what}, two names with a colon between them, "
-            f"for example models.income:{what.lower()}",
-            exit_code=2,
-        )
-    try:
-        found: Any = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise import_failure(name, error) from error
-    holder = name
-    for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            raise missing_attribute(holder, found, part, what) from error
-        holder += f"{'.' if ':' in holder else ':'}{part}"
-    return found
-
-
-def path_error(name: str, attribute: str) -> CheckError:
-    """Return the error for a file where a module is expected."""
-    parts = Path(name.removesuffix(".py")).parts
-    if not all(map(str.isidentifier, parts)):  # absolute, or up and down again
-        return CheckError(
-            f"{name!r} is a path: change into a folder above that file and name the module "
-            f"as Python imports it, for example income:{attribute}",
-            exit_code=2,
-        )
-    return CheckError(
-        f"{name!r} is a path: name the module as Python imports it, {'.'.join(parts)}:{attribute}",
-        exit_code=2,
-    )
-
-
-def import_failure(name: str, error: BaseException) -> CheckError:
-    """Return the error for a module that cannot be imported."""
-    where = place(error)
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        if not where:  # none of the user's code ran: it is this very module
-            return missing_module(error.name)
-        remedy = "install it there, or correct the import"
-        if error.name == "tensorflow":
-            remedy = 'pip install "predictpool[estimator]" (Python 3.11)'
-        said = f"imports {error.name!r}, which {sys.executable} does not find ({where}): {remedy}"
-    elif isinstance(error, SystemExit):
-        said = (
-            f"ends the program while it is imported ({where}): put what it does as a program "
-            'under `if __name__ == "__main__":`'
-        )
-    else:
-        said = f"cannot be imported: {describe(error)} ({where or 'in no file'})"
-    return CheckError(f"{name} {said}", details="".join(traceback.format_exception(error)))
-
-
-def place(error: BaseException) -> str:
-    """Return ``file:line`` where an import failed, the user's own rather than a library's.
-
-    "" if no module was found to run.
-    """
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
-        return f"{shown(error.filename)}:{error.lineno}"
-    machinery = (__file__, importlib.__file__)
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename not in machinery and not frame.filename.startswith("<frozen")
-    ]
-    own = [frame for frame in frames if not Path(shown(frame.filename)).is_absolute()]
-    return f"{shown((own or frames)[-1].filename)}:{(own or frames)[-1].lineno}" if frames else ""
-
-
-def shown(file: str) -> str:
-    """Return a file of the current directory as it is called there; all others in full."""
-    path = Path(file)
-    if path.is_relative_to(Path.cwd()) and "site-packages" not in path.parts:
-        return str(path.relative_to(Path.cwd()))
-    return file
-
-
-def missing_module(name: str) -> CheckError:
-    """Return the error for a module that is nowhere."""
-    parent, _, last = name.rpartition(".")
-    folders = list(getattr(sys.modules[parent], "__path__", [])) if parent else [str(Path.cwd())]
-    hint = did_you_mean(last, (module.name for module in pkgutil.iter_modules(folders)))
-    where = f"in {parent!r}" if parent else f"in {Path.cwd()} or elsewhere on Python's path"
-    remedy = "correct the name" if parent else "change into its folder, or set PYTHONPATH"
-    return CheckError(f"there is no module {name!r} {where}: {hint or remedy}", exit_code=2)
-
-
-def missing_attribute(holder: str, found: Any, name: str, what: str) -> CheckError:
-    """Return the error for a name that is not in a module, or in what was found there."""
-    hint = did_you_mean(name, dir(found))
-    if isinstance(found, ModuleType) and found.__file__:
-        holder += f" ({shown(found.__file__)})"
-    if what != "PREDICTOR" or not isinstance(found, ModuleType):
-        return CheckError(f"{holder} has no {name!r}: {hint or 'correct the name'}", exit_code=2)
-    there = [
-        attribute
-        for attribute, value in vars(found).items()
-        if not attribute.startswith("_") and looks_like_a_predictor(value)
-    ]
-    predictors = (
-        f"it has the predictors {', '.join(there)}"
-        if there
-        else "it has no predictor, so make one there, predictor = EstimatorPredictor(...)"
-    )
-    hint += " " if hint else ""
-    return CheckError(f"{holder} has no {name!r}: {hint}{predictors}", exit_code=2)
-
-
-def looks_like_a_predictor(value: Any) -> bool:
-    """Whether a value of the user's module is a predictor, without running any of its code."""
-    nothing = object()
-    return not isinstance(value, type | ModuleType) and all(
-        inspect.getattr_static(value, name, nothing) is not nothing for name in PREDICTOR_NAMES
-    )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question that names the nearest of those known, or ``""``."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else ""
-
-
-def require_predictor(target: str, value: Any) -> None:
-    """Raise `CheckError` unless it is a predictor."""
-    name = target.rpartition(":")[2].rpartition(".")[2]
-    kind = type(value).__name__
-    if isinstance(value, type):
-        what = "a class"
-        remedy = f"name a predictor made from it, predictor = {name}(...)"
-    elif isinstance(value, Predictor):
-        return
-    elif isinstance(value, PredictorPool):
-        what, remedy = "a pool", "name the predictor that it was given"
-    elif any(base.__module__.startswith("tensorflow_estimator") for base in type(value).__mro__):
-        what = f"an Estimator ({kind})"
-        remedy = (
-            "it does not pickle, so wrap the function that builds it, "
-            "predictor = EstimatorPredictor(build_estimator)"
-        )
-    elif inspect.isroutine(value):
-        what = "a function"
-        remedy = (
-            f"wrap it, predictor = EstimatorPredictor({name}) if it returns an Estimator, "
-            f"FunctionPredictor({name}) if it returns a function that predicts; if it returns a "
-            f"predictor, name that, predictor = {name}()"
-        )
-    else:
-        what = f"of the type {kind}"
-        remedy = "name an EstimatorPredictor, a FunctionPredictor or a Predictor of your own"
-        if len(lacks := lacking(value)) < len(PREDICTOR_NAMES):
-            remedy = f"it lacks {', '.join(lacks)}"
-    raise CheckError(f"{target} is {what}, not a predictor: {remedy}", exit_code=2)
-
-
 def require_features(target: str, features: Any, predictor: Predictor[Any]) -> None:
-    """Raise `CheckError` unless the features can be those of a request."""
+    """Raise `CommandError` unless the features can be those of a request."""
     try:
         if isinstance(predictor.signature, Signature):
             predictor.signature.conform(features)
         else:
             as_arrays(features)
     except InvalidFeatures as error:
-        raise CheckError(f"--features {target}: {one_line(str(error))}", exit_code=2) from error
+        raise CommandError(f"--features {target}: {one_line(str(error))}", exit_code=2) from error
 
 
 # --- the predictor in a worker -----------------------------------------------------
@@ -401,11 +209,11 @@ async def opened(predictor: Predictor[Any], given: Any, start_timeout: float) ->
     except WorkerStartError as error:
         raise start_failure(error, given is None) from error
     except (TypeError, OSError) as error:  # it is no predictor after all, or does not pickle
-        raise CheckError(one_line(str(error))) from error
+        raise CommandError(one_line(str(error))) from error
     return pool
 
 
-def start_failure(error: WorkerStartError, own_warmup: bool) -> CheckError:
+def start_failure(error: WorkerStartError, own_warmup: bool) -> CommandError:
     """Return the error for a worker that did not become ready."""
     line, exit_code = one_line(str(error).removesuffix(error.traceback)), 1
     _, warmup_failed, why = line.partition(f"{WarmUpFailed.__module__}.{WarmUpFailed.__name__}: ")
@@ -418,11 +226,11 @@ def start_failure(error: WorkerStartError, own_warmup: bool) -> CheckError:
         line += ": give it longer with --start-timeout, or see with --verbose what it writes"
     elif not error.traceback:
         line += ": see with --verbose what it writes"
-    return CheckError(line, exit_code=exit_code, details=error.traceback)
+    return CommandError(line, exit_code=exit_code, details=error.traceback)
 
 
 async def predict(pool: PredictorPool[Any], features: Any) -> Any:
-    """Return the outputs, or raise `CheckError` if there are none."""
+    """Return the outputs, or raise `CommandError` if there are none."""
     try:
         return await pool.predict(features)
     except Exception as error:  # a model can raise anything
@@ -432,7 +240,7 @@ async def predict(pool: PredictorPool[Any], features: Any) -> Any:
         line = one_line(str(error).removesuffix(details)) if own else describe(error)
         if isinstance(error, BrokenWorkerError) and not details:
             line += ": see with --verbose what it writes"
-        raise CheckError(f"predict failed: {line}", details=details) from error
+        raise CommandError(f"predict failed: {line}", details=details) from error
 
 
 def measure(pool: PredictorPool[Any]) -> tuple[WorkerInfo, Any]:
@@ -441,7 +249,7 @@ def measure(pool: PredictorPool[Any]) -> tuple[WorkerInfo, Any]:
         (worker,) = pool.workers()
         return worker, psutil.Process(worker.pid).memory_full_info()
     except (ValueError, psutil.NoSuchProcess) as error:
-        raise CheckError(
+        raise CommandError(
             "the worker ended by itself after it was ready: see with --verbose what it writes"
         ) from error
 
@@ -471,6 +279,9 @@ def features_of(signature: Signature | None) -> tuple[Feature, ...] | None:
             spec.shape,
             spec.default is REQUIRED,
             None if spec.default is REQUIRED else plain(spec.default),
+            None if spec.missing is REQUIRED else plain(spec.missing),
+            spec.allow_nan,
+            spec.ragged,
         )
         for name, spec in signature.features.items()
     )
@@ -504,13 +315,6 @@ def plain(value: Any) -> Any:
 
 
 # --- words -------------------------------------------------------------------------
-
-
-def describe(error: BaseException) -> str:
-    """Return an exception in one line, as a traceback ends with it."""
-    # A syntax error's own text has the place once more.
-    text = one_line(error.msg if isinstance(error, SyntaxError) else str(error))
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def table(result: CheckResult) -> Group:
@@ -550,11 +354,14 @@ def facts_of(result: CheckResult) -> Iterator[tuple[str, str]]:
 
 def features_table(features: tuple[Feature, ...]) -> Table:
     """Render the signature."""
-    rendered = Table("feature", "dtype", "row shape", "default")
+    rendered = Table("feature", "dtype", "row shape", "left out", "missing values")
     for feature in features:
-        default = "required" if feature.required else repr(feature.default)
-        name = feature.name or "(one array)"
-        rendered.add_row(*map(escape, (name, feature.dtype, shape_of(feature.shape), default)))
+        shape = "any length" if feature.ragged else shape_of(feature.shape)
+        left_out = "refused" if feature.required else repr(feature.default)
+        missing = "refused" if feature.missing is None else repr(feature.missing)
+        missing = "NaN allowed" if feature.allow_nan else missing
+        words = (feature.name or "(one array)", feature.dtype, shape, left_out, missing)
+        rendered.add_row(*map(escape, words))
     return rendered
 
 
@@ -570,30 +377,3 @@ def outputs_table(outputs: tuple[Output, ...], row_wise: bool) -> Table:
 def shape_of(shape: Shape) -> str:
     """Return a shape as Python writes it, but that an axis that varies is called so."""
     return str(shape).replace("None", "any")
-
-
-@contextlib.contextmanager
-def quietly(verbose: bool) -> Iterator[TextIO]:
-    """Keep off the terminal what the user's module, its libraries and the worker write.
-
-    It goes to stderr if it is wanted, and else nowhere: stdout is for the result.
-
-    Yields:
-        a stream to the real stderr.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    sink = os.dup(2) if verbose else os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in (1, 2):
-            os.dup2(sink, number)
-        with open(kept[1], "w", closefd=False) as terminal:
-            yield terminal
-    finally:
-        sys.stdout.flush()  # before the switch: it goes the way of the rest
-        sys.stderr.flush()
-        for number, descriptor in enumerate(kept, start=1):
-            os.dup2(descriptor, number)
-        for descriptor in (*kept, sink):
-            os.close(descriptor)

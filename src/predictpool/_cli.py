@@ -99,7 +99,8 @@ def _demo(rows: int, workers: int, steps: int, model_dir: Path | None, as_json: 
     import rich.console
 
     from predictpool import PredictorPoolError
-    from predictpool._demo import DemoError, require_estimators, run, shown, table
+    from predictpool._command import CommandError
+    from predictpool._demo import require_estimators, run, shown, table
 
     try:
         with rich.console.Console(stderr=True).status("Importing TensorFlow"):
@@ -108,7 +109,7 @@ def _demo(rows: int, workers: int, steps: int, model_dir: Path | None, as_json: 
             result = run(
                 rows=rows, workers=workers, steps=steps, model_dir=model_dir, report=report
             )
-    except (DemoError, PredictorPoolError) as error:
+    except (CommandError, PredictorPoolError) as error:
         print(f"predictpool: {error}", file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", 1)) from error
     if as_json:
@@ -168,15 +169,16 @@ def _check(
     import rich.console
 
     from predictpool import _check
+    from predictpool._command import CommandError, quietly
 
     try:
-        with _check.quietly(verbose) as terminal:
+        with quietly(verbose) as terminal:
             # At the last moment: a file of the user's must not pass for a library of ours.
             if str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
             with rich.console.Console(file=terminal).status(f"Checking {target}"):
                 result = _check.run(target, features=features, start_timeout=start_timeout)
-    except _check.CheckError as error:
+    except CommandError as error:
         hint = "; --verbose shows the traceback" if error.details and not verbose else ""
         print(f"predictpool: {error}{hint}", file=sys.stderr)
         if verbose and error.details:

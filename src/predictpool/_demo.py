@@ -23,6 +23,7 @@ from rich.progress import Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from predictpool import Device, EstimatorPredictor, PredictorPool, Signature, _census
+from predictpool._command import CommandError
 
 Arrays = dict[str, NDArray[Any]]
 Method = Literal["generator", "session"]
@@ -36,14 +37,6 @@ ROUNDS = 5  # of all rows by all callers: one alone is too short to time
 NAIVE_CALLS = 5
 TOLERANCE = 2e-5  # relative and absolute: kernels differ with the number of rows
 MARKER = "predictpool-demo"
-
-
-class DemoError(Exception):
-    """What went wrong in one line, with the remedy; ``exit_code`` is for the shell."""
-
-    def __init__(self, message: str, *, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -124,8 +117,8 @@ def run(
         report: told about the progress.
 
     Raises:
-        DemoError: an answer differs from that of ``estimator.predict``, there are no Estimators, or
-            ``model_dir`` holds something else.
+        CommandError: an answer differs from that of ``estimator.predict``, there are no
+            Estimators, or ``model_dir`` holds something else.
     """
     version = require_estimators()
     with contextlib.ExitStack() as stack:
@@ -155,14 +148,14 @@ def train(model_dir: Path, steps: int, report: Report) -> tuple[Any, float]:
 
 
 def require_estimators() -> str:
-    """Import TensorFlow and return its version, or raise `DemoError` if it has no Estimators."""
+    """Import TensorFlow and return its version, or raise `CommandError` if it has no Estimators."""
     _census.silence()
     try:
         import tensorflow as tf
 
         tf.estimator.DNNLinearCombinedClassifier  # noqa: B018 - loaded lazily
     except (ImportError, AttributeError) as error:
-        raise DemoError(
+        raise CommandError(
             f"the demo needs TensorFlow 2.12 to 2.15, the last with Estimators ({error}): "
             'on Python 3.11, pip install "predictpool[estimator]"',
             exit_code=2,
@@ -171,10 +164,10 @@ def require_estimators() -> str:
 
 
 def claim(model_dir: Path) -> None:
-    """Make ``model_dir`` the demo's, or raise `DemoError` if it holds something else."""
+    """Make ``model_dir`` the demo's, or raise `CommandError` if it holds something else."""
     marker = model_dir / MARKER
     if not marker.exists() and model_dir.exists() and any(model_dir.iterdir()):
-        raise DemoError(
+        raise CommandError(
             f"--model-dir {model_dir} is not empty and holds no model of this demo: "
             "name a new or an empty directory",
             exit_code=2,
@@ -303,7 +296,7 @@ def sum_up(
 
 
 def check(name: str, answers: Sequence[Arrays], expected: Arrays) -> None:
-    """Raise `DemoError` unless all ``answers`` are what ``estimator.predict`` says.
+    """Raise `CommandError` unless all ``answers`` are what ``estimator.predict`` says.
 
     The answers are those to the rows of ``expected`` in their order, and again from the first after
     the last. They need the same outputs, dtypes and shapes, floats within `TOLERANCE`, and
@@ -333,9 +326,9 @@ def check(name: str, answers: Sequence[Arrays], expected: Arrays) -> None:
             raise wrong_answer(name, row_of[number], output, given[number], wanted[number])
 
 
-def wrong_answer(name: str, row: int, what: str, given: object, wanted: object) -> DemoError:
+def wrong_answer(name: str, row: int, what: str, given: object, wanted: object) -> CommandError:
     """Return the error that says what differs; it must never be seen, so it asks for a report."""
-    return DemoError(
+    return CommandError(
         f"{name} answered held-out row {row} with another {what!r} than estimator.predict: "
         f"given {given}, expected {wanted}. This is a bug in predictpool; please report it",
         exit_code=1,

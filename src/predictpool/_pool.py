@@ -492,6 +492,11 @@ def lacking(predictor: Any) -> list[str]:
 
 
 def _check_predictor(predictor: Any) -> None:
+    if isinstance(predictor, type):  # which has all the names
+        raise TypeError(
+            f"predictor is the class {predictor.__name__}, expected one made from it: "
+            f"{predictor.__name__}(...)"
+        )
     if not isinstance(predictor, Predictor):
         raise TypeError(
             f"predictor is {predictor!r}, which lacks {', '.join(lacking(predictor))}: give an "
