@@ -390,6 +390,9 @@ def test_what_is_no_missing_value_is_refused_all_the_same() -> None:
     complaint(FeatureSpec(TEXT, missing=""), ["a", 1.5])
     complaint(FeatureSpec(TEXT, missing=""), np.array([NAN, 1.0]))
     complaint(FeatureSpec(FLOAT, missing=0.0), ["a", None])
+    column = pd.Series([2**53 + 1, None], dtype="Int64")  # which would be rounded as floats
+    error = complaint(FeatureSpec(np.dtype("float64"), missing=0.0), column)
+    assert error.given == "9007199254740993"
 
 
 @pytest.mark.parametrize("size", [1, 2, 64, 5000])

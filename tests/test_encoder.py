@@ -170,6 +170,12 @@ def test_ragged_rows_arrive_in_the_worker(rows: list[Any]) -> None:
         assert arrived["w"][index].tolist() == utf8
 
 
+def test_text_is_no_row_of_texts_though_it_is_an_array_of_objects() -> None:
+    words = Encoder(Signature.declared({"w": FeatureSpec(TEXT, ragged=True)}))
+    with pytest.raises(InvalidFeatures, match="row 0 of feature 'w' is b'x', expected text rows"):
+        words.encode({"w": np.array([b"x", b"y"], object)}, one=False)
+
+
 def test_ragged_requests_of_other_lengths_share_a_schema() -> None:
     encoder = Encoder(Signature.declared(FeatureSpec(FLOAT, ragged=True)))
     first = encoder.encode([[1.0]], one=False)[0]

@@ -725,6 +725,14 @@ class Broken:
             ),
         ),
         (
+            (str, (2,)),
+            [["a", "b"], ["c", None]],
+            (
+                "feature 'a' has None in row 1, which is a missing value, expected text rows "
+                "of shape (2,): " + MISSING
+            ),
+        ),
+        (
             str,
             ["a", pd.NaT],
             (

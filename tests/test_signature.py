@@ -278,10 +278,20 @@ def test_a_signature_survives_pickling() -> None:
     for again in (pickle.loads(pickle.dumps(signature)), copy.deepcopy(signature)):
         assert again == signature
         assert again != signature.relaxed(extra="ignore")
+        assert again.extra == "refuse"
         assert again.features["a"].default is REQUIRED
         with pytest.raises(InvalidFeatures, match="'a' is missing"):
             again.conform({"b": ["x"]})
         assert again.conform({"a": [1.0]})["b"].tolist() == [b"none"]
+
+
+def test_what_a_signature_does_not_refuse_survives_pickling() -> None:
+    signature = Signature.declared({"a": np.float32, "b": str}).relaxed(
+        extra="ignore", missing={"b": ""}, allow_nan=True
+    )
+    for again in (pickle.loads(pickle.dumps(signature)), copy.deepcopy(signature)):
+        assert again == signature
+        assert again.conform({"a": [1.0], "b": [None], "c": [1]})["b"].tolist() == [b""]
 
 
 def test_an_example_fits_its_own_signature() -> None:

@@ -164,13 +164,16 @@ class Converter:
 
     def _numbers(self, value: Any, one: bool) -> Array:
         values = value if type(value) is np.ndarray else self._array(value)
+        gaps: list[int] = []
         if values.dtype.kind == "O":
-            values = self._out_of_objects(values, one)
+            values, gaps = self._out_of_objects(values, one)
+        fits = False
         if values.dtype != self._dtype:
-            if self._surely_fit(values):
-                return values.astype(self._dtype)
-            values = self._cast(values, one)
-        if self._find_nan is not None and self._find_nan(values):
+            fits = self._surely_fit(values)
+            values = values.astype(self._dtype) if fits else self._cast(values, one)
+        if gaps:
+            values.reshape(-1)[gaps] = self._missing
+        if not fits and self._find_nan is not None and self._find_nan(values):
             values = self._without_nan(values, one)
         return values
 
@@ -255,15 +258,18 @@ class Converter:
         limits = np.iinfo(self._dtype)
         return f"({limits.min} to {limits.max}): correct it, or declare a wider dtype"
 
-    def _out_of_objects(self, values: Array, one: bool) -> Array:
-        """Return the array that objects are: numbers after all, the missing ones filled in."""
-        items = values.ravel().tolist()
+    def _out_of_objects(self, values: Array, one: bool) -> tuple[Array, list[int]]:
+        """Return the array of numbers that objects are, and which of them are to be filled in."""
+        items, gaps = values.ravel().tolist(), []
         floats = self._dtype.kind in "fc" and self._find_nan is None
         allowed: Any = _TIMES if self._dtype.kind in "mM" else _NUMBERS
         for index, item in enumerate(items):
             if is_missing(item):
                 if not (floats and isinstance(item, float | complex | np.inexact)):
-                    items[index] = self._filled(item, self._at_flat(values, index, one))
+                    filler = self._filled(item, self._at_flat(values, index, one))
+                    # Of all numbers False alone never changes what numpy makes of the others.
+                    items[index] = filler if self._dtype.kind in "mM" else False
+                    gaps.append(index)
             elif not isinstance(item, allowed):
                 raise self._wrong_value(item, self._at_flat(values, index, one))
         given = np.array(items)
@@ -271,7 +277,7 @@ class Converter:
         integers = given.dtype.kind in "Of" and all(isinstance(i, int | np.integer) for i in items)
         if integers and items and self._dtype.kind in "iufc":
             given = self._from_integers(items, values, one)
-        return given.reshape(values.shape)
+        return given.reshape(values.shape), gaps
 
     def _from_integers(self, items: list[Any], values: Array, one: bool) -> Array:
         """Return integers for which numpy has no dtype, as the declared one if it has them."""

@@ -75,7 +75,7 @@ def _read(name: str, notation: Any) -> FeatureSpec:
     if fields == ("dtype",):
         return FeatureSpec(_dtype(name, notation.dtype), ragged=True)
     if isinstance(notation, tuple):
-        if fields is not None or not 1 <= len(notation) <= 3:
+        if not 1 <= len(notation) <= 3:
             raise _bad_notation(name, notation)
         shape = _row_shape(name, notation, notation[1]) if len(notation) > 1 else ()
         return FeatureSpec(_dtype(name, notation[0]), shape, *notation[2:])
