@@ -334,6 +334,57 @@ MUTATIONS = [
         "pass",
         "test_orphans::test_no_process_is_left_one_second_after_a_kill_of_the_application",
     ),
+    # --- Estimators
+    Mutation(
+        "the generator waits for a request",
+        "predictors/_estimator_models.py",
+        "while (fed := self._requests.get()) is not _END:\n            yield fed",
+        "fed = self._requests.get()\n        while fed is not _END:\n            yield fed\n"
+        "            fed = fed if self._requests.empty() else self._requests.get()",
+        "test_transform::test_no_answer_is_stale",
+    ),
+    Mutation(
+        "… and TensorFlow, which ends by itself after an error, can end it",
+        "predictors/_estimator_models.py",
+        "coord.wait_for_stop()\n                requests.put(_END)",
+        "coord.wait_for_stop()",
+        "test_estimator::test_only_the_guilty_request_fails",
+    ),
+    Mutation(
+        "… and holds a thread of tf.data that nothing else needs",
+        "predictors/_estimator_inputs.py",
+        "max(2, wanted or len(available_cores()) + 1)",
+        "wanted or 0",
+        "test_transform::test_a_map_never_waits_for_the_generator",
+    ),
+    Mutation(
+        "a transform is tried before it serves",
+        "predictors/_estimator.py",
+        "            inputs.probe(features)\n",
+        "",
+        "test_transform::test_a_wrong_transform_is_an_error_at_the_start",
+    ),
+    Mutation(
+        "TensorFlow has as many threads as its worker has cores",
+        "predictors/_estimator.py",
+        "        _limit_threads(estimator, device.threads)\n",
+        "",
+        "test_estimator::test_a_session_config_is_respected_but_for_its_threads",
+    ),
+    Mutation(
+        "an estimator without a checkpoint is refused",
+        "predictors/_estimator.py",
+        "    if newest is None:\n",
+        "    if newest == 0:\n",
+        "test_estimator::test_an_untrained_model_is_an_error",
+    ),
+    Mutation(
+        "NaN does not reach a model that did not ask for it",
+        "_encoder.py",
+        "if has_nan(features[name]):",
+        "if has_nan(features[name]) and False:",
+        "test_estimator::test_bad_features_are_refused_and_the_same_session_answers_the_next",
+    ),
     # --- a good guest
     Mutation(
         "signals of the terminal do not end workers",

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from predictpool import (
+    Device,
     EstimatorPredictor,
     InvalidFeatures,
     PredictionError,
@@ -28,6 +29,7 @@ from predictpool import (
 )
 from tests import models
 from tests.models import ROWS, Features
+from tests.stage import Stage
 
 METHODS = ("generator", "session")
 assert_close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
@@ -273,7 +275,11 @@ BAD_FEATURES: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("number for text", with_value("text", 1, 2), r"feature 'text' has the value 1 of type int"),
     ("None", with_value("text", "1", None), r"feature 'text' .*None.*missing"),
     ("None for a number", with_value("x", [1.0] * 5, [None] * 5), r"feature 'x' .*None.*missing"),
-    ("NaN", lambda f: f.update(x=np.full((2, 5), np.nan)), r"feature 'x' .*(NaN|nan).*allow_nan"),
+    (
+        "NaN",
+        lambda f: f.update(x=np.full((2, 5), np.nan, "f4")),
+        r"feature 'x' .*(NaN|nan).*allow_nan",
+    ),
     ("NaN for text", with_value("text", "1", float("nan")), r"feature 'text' .*nan"),
     (
         "too large",
@@ -439,6 +445,46 @@ async def test_a_reload_takes_the_newest_checkpoint(
         newest.write_text('model_checkpoint_path: "model.ckpt-60"\n')
         await pool.reload()
         await known.check(pool, slice(3))
+
+
+class Telling(EstimatorPredictor):
+    """Tells the options of its sessions."""
+
+    def __init__(self, stage: Stage, build: Callable[[], Any], **options: Any) -> None:
+        super().__init__(build, **options)
+        self._stage = stage
+
+    def load(self, device: Device) -> None:
+        super().load(device)
+        assert self._checkpoint is not None
+        config = self._checkpoint.estimator.config.session_config
+        threads = (config.intra_op_parallelism_threads, config.inter_op_parallelism_threads)
+        self._stage.say((device.threads, *threads, config.device_count["CPU"]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_session_config_is_respected_but_for_its_threads(
+    trained: Path, method: str, stage: Stage
+) -> None:
+    known = Known(trained, "array")
+
+    def build() -> Any:
+        import tensorflow as tf
+
+        estimator = models.build_array(trained)
+        config = tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=7, inter_op_parallelism_threads=5, device_count={"CPU": 2}
+        )
+        return tf.estimator.Estimator(
+            estimator._model_fn,
+            config=estimator.config.replace(session_config=config),
+            model_dir=estimator.model_dir,
+        )
+
+    telling = Telling(stage, build, method=method, signature=models.MODELS["array"][2])
+    async with PredictorPool(telling, workers=1) as pool:
+        await known.check(pool, slice(5))
+    assert stage.heard() == [[1, 1, 1, 2]]
 
 
 # --- what cannot be loaded ---------------------------------------------------------
