@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,8 @@ from predictpool import (
     WorkerStartError,
 )
 from tests import models
+from tests.answers import METHODS, assert_close, assert_equal_outputs, rows_of
 from tests.models import ROWS, Features
-
-METHODS = ("generator", "session")
-assert_close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
 
 pytestmark = [
     pytest.mark.anyio,
@@ -64,26 +62,6 @@ def open_pool(
     # The custom model reads numbers from text, so the empty text of a warm-up of our own fails.
     warmup = rows_of(models.custom_rows()[0], slice(2)) if name == "custom" else None
     return PredictorPool(predictor(folder, name, method, **options), workers=workers, warmup=warmup)
-
-
-def rows_of(values: Any, rows: slice) -> Any:
-    if isinstance(values, Mapping):
-        return {name: array[rows] for name, array in values.items()}
-    return values[rows]
-
-
-def assert_equal_outputs(outputs: Any, expected: Any) -> None:
-    """Same keys, dtypes and shapes; floats within the tolerance, all else equal."""
-    if not isinstance(expected, Mapping):
-        outputs, expected = {"": outputs}, {"": expected}
-    assert list(outputs) == list(expected)
-    for name, array in expected.items():
-        assert outputs[name].dtype == array.dtype, name
-        assert outputs[name].shape == array.shape, name
-        if array.dtype.kind == "f":
-            assert_close(outputs[name], array, err_msg=name)
-        else:
-            np.testing.assert_array_equal(outputs[name], array, err_msg=name)
 
 
 class Known:
