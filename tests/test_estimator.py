@@ -434,6 +434,18 @@ async def test_an_untrained_model_is_an_error(tmp_path: Path, method: str) -> No
     assert "_find_checkpoint" in caught.value.traceback
 
 
+async def test_a_predict_of_its_own_is_called_or_the_method_is_an_error(trained: Path) -> None:
+    known = Known(trained, "array")
+    build = partial(models.build_doubling, trained)
+    signature = models.MODELS["array"][2]
+    doubling = EstimatorPredictor(build, signature=signature)
+    async with PredictorPool(doubling, workers=1) as pool:
+        assert_equal_outputs(await pool.predict(known.features), 2 * known.expected)
+    broken = EstimatorPredictor(build, method="session", signature=signature)
+    with pytest.raises(WorkerStartError, match=r"Doubling has a predict\(\) of its own \(tests\."):
+        await open_and_close(broken)
+
+
 async def test_a_missing_checkpoint_is_an_error(trained: Path) -> None:
     with pytest.raises(WorkerStartError, match="there is no such checkpoint"):
         await open_and_close(predictor(trained, "regressor", checkpoint_path="nowhere/model.ckpt"))
