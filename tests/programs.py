@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +111,7 @@ def build_lattice(folder: Path) -> Any:
         ),
         # Kept in a file of the model's folder: in a worker it is not called again.
         feature_analysis_input_fn=lambda: _dataset(features, labels).batch(len(labels)),
+        optimizer=partial(tf.keras.optimizers.legacy.Adagrad, 0.1),
         model_dir=_existing(folder / "lattice"),
         config=_config(),
     )
@@ -132,6 +134,7 @@ def build_lattice_ensemble(folder: Path) -> Any:
             lattices="random", num_lattices=3, lattice_rank=2, random_seed=5
         ),
         feature_analysis_input_fn=lambda: _dataset(features, labels).batch(len(labels)),
+        optimizer=partial(tf.keras.optimizers.legacy.Adagrad, 0.1),
         model_dir=_existing(folder / "lattice_ensemble"),
         config=_config(),
     )
@@ -230,6 +233,7 @@ def build_adversarial(folder: Path) -> Any:
             feature_columns=[tf.feature_column.numeric_column(name) for name in features],
             n_classes=3,
             label_vocabulary=["setosa", "versicolor", "virginica"],
+            optimizer=partial(tf.keras.optimizers.legacy.Adagrad, 0.1),
             model_dir=str(folder / "adversarial"),
             config=_config(),
         ),
