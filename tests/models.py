@@ -124,6 +124,52 @@ def build_array(folder: Path) -> Any:
     )
 
 
+def build_doubling(folder: Path) -> Any:
+    """The estimator of `build_array`, with a ``predict`` of its own, as adanet's have."""
+    import tensorflow as tf
+
+    class Doubling(tf.estimator.Estimator):  # type: ignore[misc]
+        # Which TensorFlow does not want; adanet does the same to get around it.
+        _assert_members_are_not_overridden = staticmethod(lambda _: None)
+
+        def predict(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+            for answer in super().predict(*arguments, **options):
+                yield 2 * answer
+
+    array = build_array(folder)
+    return Doubling(array._model_fn, model_dir=array.model_dir, config=array.config)
+
+
+def build_branching(folder: Path) -> Any:
+    """A ``model_fn`` over feature columns, as canned ones are, with Python for AutoGraph in it."""
+    _census.silence()
+    import tensorflow as tf
+
+    feature_columns = [tf.feature_column.numeric_column("number")]
+
+    def model_fn(features: Any, labels: Any, mode: str) -> Any:
+        class Clip(tf.keras.layers.Layer):  # type: ignore[misc]
+            def call(self, values: Any) -> Any:
+                if tf.reduce_any(values > 1.0):
+                    values = tf.minimum(values, 1.0)
+                return values
+
+        numbers = tf.compat.v1.feature_column.input_layer(features, feature_columns)
+        score = tf.compat.v1.layers.dense(Clip()(numbers), 1)
+        if mode == tf.estimator.ModeKeys.PREDICT:
+            return tf.estimator.EstimatorSpec(mode, predictions={"score": score})
+        loss = tf.reduce_mean((score - labels[:, None]) ** 2)
+        step = tf.compat.v1.train.get_global_step()
+        train = tf.compat.v1.train.GradientDescentOptimizer(0.01).minimize(loss, step)
+        return tf.estimator.EstimatorSpec(mode, loss=loss, train_op=train)
+
+    return tf.estimator.Estimator(
+        model_fn,
+        model_dir=str(folder / "branching"),
+        config=tf.estimator.RunConfig(tf_random_seed=7, save_summary_steps=None),
+    )
+
+
 def classifier_rows() -> tuple[Features, Array]:
     features, labels = _census.read_rows("held-out")
     return {name: values[:ROWS] for name, values in features.items()}, labels[:ROWS]
@@ -154,6 +200,12 @@ def array_rows() -> tuple[Features, Array]:
     return values, values[:, 0]
 
 
+def branching_rows() -> tuple[Features, Array]:
+    random = np.random.default_rng(4)
+    numbers = 2 * random.normal(size=ROWS).astype(np.float32)
+    return {"number": numbers}, numbers
+
+
 CUSTOM_SIGNATURE = {"x": (np.float32, (5,)), "text": (bytes, ())}
 
 Build = Callable[[Path], Any]
@@ -162,6 +214,7 @@ MODELS: dict[str, tuple[Build, Callable[[], tuple[Features, Array]], Any]] = {
     "regressor": (build_regressor, regressor_rows, None),
     "custom": (build_custom, custom_rows, CUSTOM_SIGNATURE),
     "array": (build_array, array_rows, (np.float32, (3,))),
+    "branching": (build_branching, branching_rows, None),
 }
 
 

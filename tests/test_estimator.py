@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,9 @@ from predictpool import (
     WorkerStartError,
 )
 from tests import models
+from tests.answers import METHODS, assert_close, assert_equal_outputs, rows_of
 from tests.models import ROWS, Features
 from tests.stage import Stage
-
-METHODS = ("generator", "session")
-assert_close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
 
 pytestmark = [
     pytest.mark.anyio,
@@ -66,26 +64,6 @@ def open_pool(
     # The custom model reads numbers from text, so the empty text of a warm-up of our own fails.
     warmup = rows_of(models.custom_rows()[0], slice(2)) if name == "custom" else None
     return PredictorPool(predictor(folder, name, method, **options), workers=workers, warmup=warmup)
-
-
-def rows_of(values: Any, rows: slice) -> Any:
-    if isinstance(values, Mapping):
-        return {name: array[rows] for name, array in values.items()}
-    return values[rows]
-
-
-def assert_equal_outputs(outputs: Any, expected: Any) -> None:
-    """Same keys, dtypes and shapes; floats within the tolerance, all else equal."""
-    if not isinstance(expected, Mapping):
-        outputs, expected = {"": outputs}, {"": expected}
-    assert list(outputs) == list(expected)
-    for name, array in expected.items():
-        assert outputs[name].dtype == array.dtype, name
-        assert outputs[name].shape == array.shape, name
-        if array.dtype.kind == "f":
-            assert_close(outputs[name], array, err_msg=name)
-        else:
-            np.testing.assert_array_equal(outputs[name], array, err_msg=name)
 
 
 class Known:
@@ -500,6 +478,18 @@ async def test_an_untrained_model_is_an_error(tmp_path: Path, method: str) -> No
     with pytest.raises(WorkerStartError, match=f"no checkpoint in model_dir='{tmp_path}") as caught:
         await open_and_close(predictor(tmp_path, "regressor", method))
     assert "_find_checkpoint" in caught.value.traceback
+
+
+async def test_a_predict_of_its_own_is_called_or_the_method_is_an_error(trained: Path) -> None:
+    known = Known(trained, "array")
+    build = partial(models.build_doubling, trained)
+    signature = models.MODELS["array"][2]
+    doubling = EstimatorPredictor(build, signature=signature)
+    async with PredictorPool(doubling, workers=1) as pool:
+        assert_equal_outputs(await pool.predict(known.features), 2 * known.expected)
+    broken = EstimatorPredictor(build, method="session", signature=signature)
+    with pytest.raises(WorkerStartError, match=r"Doubling has a predict\(\) of its own \(tests\."):
+        await open_and_close(broken)
 
 
 async def test_a_missing_checkpoint_is_an_error(trained: Path) -> None:

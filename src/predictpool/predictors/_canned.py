@@ -39,27 +39,41 @@ def derive_signature(estimator: Any) -> Signature | None:
 
 
 def is_canned(estimator: Any) -> bool:
-    """Whether the estimator's graph is TensorFlow's own, with no function of the user's."""
+    """Whether the estimator's graph is TensorFlow's own, with no function of the user's.
+
+    Others than TensorFlow make model functions over feature columns, too.
+    """
+    function = _model_function(estimator)
     kept = _kept(estimator)
-    functions = [value for value in kept.values() if callable(value)]
+    functions = [function, *(value for value in kept.values() if callable(value))]
     return any(kept.get(name) for name in _COLUMNS) and all(map(_theirs, functions))
 
 
 def _theirs(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).startswith(("tensorflow", "keras"))
+    package, _, _ = str(getattr(function, "__module__", "")).partition(".")
+    return package in ("tensorflow", "tensorflow_estimator", "keras")
 
 
 def _kept(estimator: Any) -> dict[str, Any]:
     """Return what the model function of a canned estimator keeps, by name."""
-    function = getattr(estimator, "_model_fn", None)
+    function = _model_function(estimator)
     owner = getattr(function, "__self__", None)  # of KMeans, whose function is a method
     if owner is not None:
         return {name.lstrip("_"): value for name, value in vars(owner).items()}
-    closure = getattr(function, "__closure__", None) or ()
-    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-    kept = {name: _contents(cell) for name, cell in zip(names, closure, strict=True)}
+    return _closure(function)
+
+
+def _model_function(estimator: Any) -> Any:
+    function = getattr(estimator, "_model_fn", None)
     # tf.estimator.add_metrics and its like keep the estimator that they wrap.
-    return _kept(kept["estimator"]) if "estimator" in kept else kept
+    wrapped = _closure(function).get("estimator")
+    return function if wrapped is None else _model_function(wrapped)
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    cells = getattr(function, "__closure__", None) or ()
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    return {name: _contents(cell) for name, cell in zip(names, cells, strict=True)}
 
 
 def _contents(cell: Any) -> Any:

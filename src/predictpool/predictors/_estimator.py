@@ -118,11 +118,14 @@ class EstimatorPredictor:
         Raises:
             FileNotFoundError: there is no checkpoint: the model was never trained.
             RuntimeError: this TensorFlow has no Estimators.
-            ValueError: what is said of the signature does not fit the model's.
+            ValueError: what is said of the signature does not fit the model's; or the
+                estimator predicts in a way of its own, which a session would leave out.
         """
         _require_estimators()
         estimator = self._build()
         _require_estimator(estimator)
+        if self.method == "session":
+            _require_known_predict(estimator)
         _limit_threads(estimator, device.threads)
         path = _find_checkpoint(estimator, self._checkpoint_path)
         self._checkpoint = Checkpoint(estimator, path, self._predict_keys)
@@ -249,6 +252,18 @@ def _require_estimator(estimator: Any) -> None:
     raise TypeError(
         f"build() returned {estimator!r}, expected a tf.estimator.Estimator: "
         "EstimatorPredictor takes the function that makes it"
+    )
+
+
+def _require_known_predict(estimator: Any) -> None:
+    """Refuse what a session, which runs the model function alone, would answer otherwise."""
+    predict = type(estimator).predict
+    if predict.__module__.startswith("tensorflow_estimator."):
+        return
+    raise ValueError(
+        f"{type(estimator).__name__} has a predict() of its own ({predict.__module__}), which "
+        "method='session' would leave out: expected that of tf.estimator.Estimator. Use "
+        "method='generator', which calls it"
     )
 
 
