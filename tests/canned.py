@@ -11,6 +11,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,38 +46,10 @@ class Rows:
     training: dict[str, Array] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Model:
-    """An Estimator.
-
-    Attributes:
-        title: what the documentation calls it.
-        build: makes it, in the worker.
-        rows: what it is trained with.
-        signature: what users have to declare; None where it is read off the estimator.
-        train: trains it, a few steps by default.
-        checkpoint: which one in the folder, or None for the newest.
-        options: for the pool.
-        generator, session: what the documentation says of each method.
-        remark: what users have to know.
-    """
-
-    title: str
-    build: Callable[[Path], Any]
-    rows: Callable[[], Rows]
-    signature: Any = None
-    train: Callable[[Any, Rows], None] = lambda estimator, rows: train_some_steps(estimator, rows)
-    checkpoint: Callable[[Path], str] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    generator: str = "equal"
-    session: str = "equal"
-    remark: str = ""
-
-
-def input_fn(rows: Rows) -> Callable[[], Any]:
+def input_fn(rows: Rows) -> Callable[[Any], Any]:
     """Return what `Estimator.train` reads: batches of 16, for ever."""
 
-    def read() -> Any:
+    def read(params: Any) -> Any:  # noqa: ARG001 - TPUEstimator refuses a function without
         import tensorflow as tf
 
         features = as_tensors(rows.features)
@@ -101,15 +74,43 @@ def as_tensors(features: Any) -> Any:
     }
 
 
+def train_some_steps(estimator: Any, rows: Rows) -> None:
+    estimator.train(input_fn(rows), steps=10)
+
+
+@dataclass(frozen=True)
+class Model:
+    """An Estimator.
+
+    Attributes:
+        title: what the documentation calls it.
+        build: makes it, in the worker.
+        rows: what it is trained with.
+        signature: what users have to declare; None where it is read off the estimator.
+        train: trains it, a few steps by default.
+        checkpoint: which one in the folder, or None for the newest.
+        options: for the pool.
+        generator, session: what the documentation says of each method.
+        remark: what users have to know.
+    """
+
+    title: str
+    build: Callable[[Path], Any]
+    rows: Callable[[], Rows]
+    signature: Any = None
+    train: Callable[[Any, Rows], None] = train_some_steps
+    checkpoint: Callable[[Path], str] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    generator: str = "equal"
+    session: str = "equal"
+    remark: str = ""
+
+
 def rows_of(values: Any, rows: slice) -> Any:
     """Return some rows of features or of outputs."""
     if isinstance(values, Mapping):
         return {name: array[rows] for name, array in values.items()}
     return values[rows]
-
-
-def train_some_steps(estimator: Any, rows: Rows) -> None:
-    estimator.train(input_fn(rows), steps=10)
 
 
 def config(**options: Any) -> Any:
@@ -134,7 +135,7 @@ def mixed_features() -> dict[str, Array]:
         "city": np.array([f"city {n}".encode() for n in random.integers(0, 30, ROWS)], object),
         "code": random.integers(0, 5, ROWS),
         "tag": np.array([b"p", b"q", b"r"], object)[random.integers(0, 3, ROWS)],
-        "weight of tag": random.uniform(0.5, 2, ROWS).astype(np.float32),
+        "tag_weight": random.uniform(0.5, 2, ROWS).astype(np.float32),
     }
 
 
@@ -212,7 +213,9 @@ def all_columns() -> list[Any]:
 
     columns = tf.feature_column
     number = columns.numeric_column("number", default_value=0.25)
-    word = columns.categorical_column_with_vocabulary_list("word", ["a", "b", "c"], num_oov_buckets=1)
+    word = columns.categorical_column_with_vocabulary_list(
+        "word", ["a", "b", "c"], num_oov_buckets=1
+    )
     city = columns.categorical_column_with_hash_bucket("city", 20)
     code = columns.categorical_column_with_identity("code", 5)
     tag = columns.categorical_column_with_vocabulary_list("tag", ["p", "q", "r"])
@@ -226,7 +229,7 @@ def all_columns() -> list[Any]:
         columns.indicator_column(word),
         columns.embedding_column(code, 2),
         columns.indicator_column(columns.crossed_column(["word", "city"], 30)),
-        columns.indicator_column(columns.weighted_categorical_column(tag, "weight of tag")),
+        columns.indicator_column(columns.weighted_categorical_column(tag, "tag_weight")),
         *shared,
     ]
 
@@ -286,7 +289,7 @@ def multi_head() -> Any:
 
 def v1_regression_head() -> Any:
     """A head for optimizers of TensorFlow 1; ``tf.contrib``, which had it in public, is gone."""
-    from tensorflow_estimator.python.estimator.canned import head as heads
+    from tensorflow_estimator.python.estimator.canned import head as heads  # type: ignore[import-untyped]
 
     return heads._regression_head()
 
@@ -368,9 +371,7 @@ def build_keras(folder: Path) -> Any:
 
 def keras_rows() -> Rows:
     features = mixed_features()
-    return Rows(
-        {"number": features["number"][:, None], "vector": features["vector"]}, numbers(1)
-    )
+    return Rows({"number": features["number"][:, None], "vector": features["vector"]}, numbers(1))
 
 
 def build_tpu(folder: Path) -> Any:
@@ -399,16 +400,6 @@ def build_tpu(folder: Path) -> Any:
             log_step_count_steps=None,
         ),
     )
-
-
-def train_tpu(estimator: Any, rows: Rows) -> None:
-    read = input_fn(rows)
-
-    def read_with_params(params: Any) -> Any:  # TPUEstimator insists on it
-        assert params["batch_size"] == 16
-        return read()
-
-    estimator.train(read_with_params, steps=10)
 
 
 # --- model functions ---------------------------------------------------------------
@@ -558,7 +549,7 @@ def predict_scaffold(features: Any) -> Any:
     step = v1.train.get_global_step()
     scaffold = v1.train.Scaffold(
         init_op=v1.global_variables_initializer(),
-        init_fn=lambda scaffold, session: session.run(assign, {fill: [1.0, 2.0, 3.0, 4.0]}),
+        init_fn=lambda _, session: session.run(assign, {fill: [1.0, 2.0, 3.0, 4.0]}),
         local_init_op=tf.group(v1.local_variables_initializer(), v1.tables_initializer()),
         ready_op=v1.report_uninitialized_variables(),
         saver=v1.train.Saver({"by another name": weight, "global_step": step}, sharded=True),
@@ -725,7 +716,10 @@ MODELS: dict[str, Model] = {
     "linear_sdca": Model(
         "`LinearClassifier`, `experimental.LinearSDCA`",
         canned(
-            "estimator.LinearClassifier", "linear_sdca", feature_columns=sdca_columns, optimizer=sdca
+            "estimator.LinearClassifier",
+            "linear_sdca",
+            feature_columns=sdca_columns,
+            optimizer=sdca,
         ),
         lambda: plain_column_rows(
             classes(2), id=np.array([str(n).encode() for n in range(ROWS)], object)
@@ -849,9 +843,7 @@ MODELS: dict[str, Model] = {
     # --- wide and deep
     "combined_classifier": Model(
         "`DNNLinearCombinedClassifier`, batch norm, dropout",
-        canned(
-            "estimator.DNNLinearCombinedClassifier", "combined_classifier", **BOTH, **REGULAR
-        ),
+        canned("estimator.DNNLinearCombinedClassifier", "combined_classifier", **BOTH, **REGULAR),
         lambda: linear_rows(classes(2)),
     ),
     "combined_regressor": Model(
@@ -1001,7 +993,6 @@ MODELS |= {
         build_tpu,
         plain_rows,
         NUMBER,
-        train=train_tpu,
     ),
     # --- model functions
     "bare": Model(
@@ -1011,7 +1002,10 @@ MODELS |= {
         (np.float32, (4,)),
     ),
     "scalars": Model(
-        "`model_fn`: one number or text a row", custom("scalars", predict_scalars), plain_rows, NUMBER
+        "`model_fn`: one number or text a row",
+        custom("scalars", predict_scalars),
+        plain_rows,
+        NUMBER,
     ),
     "without_rows": Model(
         "`model_fn`: outputs without a row axis",
@@ -1116,7 +1110,7 @@ def checkpoint_of(model: Model, folder: Path) -> str | None:
     return model.checkpoint(folder) if model.checkpoint else None
 
 
-def requests(features: Any) -> Any:
+def requests(features: Any, params: Any) -> Any:  # noqa: ARG001 - as `input_fn`
     """Return a Dataset with the rows of each request in ALONE and TOGETHER as an element."""
     import tensorflow as tf
 
@@ -1148,20 +1142,17 @@ def train(folder: Path, names: list[str]) -> None:
     """Train these models, and write down what they predict and which signature they have."""
     for name in names:
         model = MODELS[name]
-        estimator = model.build(folder)
         rows = model.rows()
+        estimator = model.build(folder)
         model.train(estimator, rows)
-        predictor = EstimatorPredictor(lambda estimator=estimator: estimator)
+        predictor = EstimatorPredictor(partial(model.build, folder))
         predictor.load(Device("cpu"))
-        answers = [
-            joined(answer)
-            for answer in estimator.predict(
-                lambda rows=rows: requests(rows.features),
-                yield_single_examples=False,
-                checkpoint_path=checkpoint_of(model, folder),
-            )
-        ]
-        record = (rows.features, answers, predictor.signature)
+        answers = estimator.predict(
+            partial(requests, rows.features),
+            yield_single_examples=False,
+            checkpoint_path=checkpoint_of(model, folder),
+        )
+        record = (rows.features, [joined(answer) for answer in answers], predictor.signature)
         (folder / f"{name}.expected").write_bytes(pickle.dumps(record))
 
 

@@ -1,0 +1,121 @@
+"""Every Estimator of TensorFlow 2.12 to 2.15: a pool says what `estimator.predict` says."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+
+from predictpool import EstimatorPredictor, PredictorPool, Signature
+from tests import canned
+from tests.canned import ALONE, MODELS, TOGETHER, rows_of
+from tests.mutations import ROOT
+
+METHODS = ("generator", "session")
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(300),  # TensorFlow on a busy machine
+]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run on asyncio alone: what the event loop is makes no difference to a model."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder with the models that the selected tests need, trained, and what they predict."""
+    folder = tmp_path_factory.mktemp("canned")
+    wanted = {
+        item.callspec.params.get("name")
+        for item in request.session.items
+        if hasattr(item, "callspec")
+    }
+    names = [name for name in MODELS if name in wanted]
+    subprocess.run([sys.executable, "-m", "tests.canned", str(folder), *names], check=True)
+    return folder
+
+
+class Known:
+    """The rows of a model, and what ``estimator.predict`` says of them."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        record = pickle.loads((folder / f"{name}.expected").read_bytes())
+        self.features, answers, self.signature = record
+        self._answers = dict(zip(map(str, (*ALONE, *TOGETHER)), answers, strict=True))
+
+    async def check(self, pool: PredictorPool[Any], rows: slice) -> None:
+        outputs = await pool.predict(rows_of(self.features, rows))
+        assert_equal_outputs(outputs, self._answers[str(rows)])
+
+
+def assert_equal_outputs(outputs: Any, expected: Any) -> None:
+    """Same keys, dtypes and shapes; floats within the tolerance, all else equal."""
+    if not isinstance(expected, Mapping):
+        outputs, expected = {"": outputs}, {"": expected}
+    assert list(outputs) == list(expected)
+    for name, array in expected.items():
+        assert outputs[name].dtype == array.dtype, name
+        assert outputs[name].shape == array.shape, name
+        if array.dtype.kind == "f":
+            # float16 has no more digits than that.
+            tolerance = 1e-3 if array.dtype == np.float16 else 2e-5
+            np.testing.assert_allclose(
+                outputs[name], array, rtol=tolerance, atol=tolerance, err_msg=name
+            )
+        else:
+            np.testing.assert_array_equal(outputs[name], array, err_msg=name)
+
+
+def predictor(folder: Path, name: str, method: Any, **options: Any) -> EstimatorPredictor:
+    model = MODELS[name]
+    return EstimatorPredictor(
+        partial(model.build, folder),
+        method=method,
+        signature=canned.signature_of(model),
+        checkpoint_path=canned.checkpoint_of(model, folder),
+        **options,
+    )
+
+
+# --- the same answers as estimator.predict -----------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_answers_equal_estimator_predict(
+    trained: Path, name: str, subtests: pytest.Subtests
+) -> None:
+    known = Known(trained, name)
+    options = MODELS[name].options
+    async with PredictorPool(predictor(trained, name, "generator"), workers=1, **options) as pool:
+        for method in METHODS:
+            with subtests.test(method):
+                if method == "session":  # much quicker than a pool of its own
+                    await pool.reload(predictor(trained, name, method))
+                for rows in ALONE:
+                    await known.check(pool, rows)
+                async with anyio.create_task_group() as callers:
+                    for rows in TOGETHER:
+                        callers.start_soon(known.check, pool, rows)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_signatures_are_derived_where_the_documentation_says_so(trained: Path, name: str) -> None:
+    derived = Known(trained, name).signature
+    assert isinstance(derived, Signature) == (MODELS[name].signature is None)
+
+
+def test_the_documentation_has_the_list() -> None:
+    page = (ROOT / "docs" / "reference" / "estimators.md").read_text()
+    assert canned.table() in page
