@@ -90,6 +90,7 @@ class Model:
         train: trains it, a few steps by default.
         checkpoint: which one in the folder, or None for the newest.
         options: for the pool.
+        row_wise: whether its outputs have the rows on their first axis.
         generator, session: what the documentation says of each method.
         remark: what users have to know.
     """
@@ -101,6 +102,7 @@ class Model:
     train: Callable[[Any, Rows], None] = train_some_steps
     checkpoint: Callable[[Path], str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    row_wise: bool = True
     generator: str = "equal"
     session: str = "equal"
     remark: str = ""
@@ -165,9 +167,10 @@ def names_of_classes() -> Array:
 
 
 def sequences() -> dict[str, Any]:
-    """Words and numbers, one to five in a row, the same count of both; and one number more."""
+    """Words and numbers, none to five in a row, the same count of both; and one number more."""
     random = np.random.default_rng(6)
     lengths = random.integers(1, 6, ROWS)
+    lengths[9] = 0
     return {
         "words": [[b"abcd?"[i : i + 1] for i in random.integers(0, 5, n)] for n in lengths],
         "values": [random.normal(size=n).astype(np.float32).tolist() for n in lengths],
@@ -927,7 +930,11 @@ MODELS: dict[str, Model] = {
             return_sequences=True,
         ),
         lambda: Rows(of_sequences("values"), sequence_labels),
-        remark="outputs are as long as the longest row of a call",
+        options={"max_batch_size": 1},
+        remark=(
+            "outputs are as long as the longest row of a call: with `max_batch_size=1` every "
+            "request is a call of its own, as in `estimator.predict`"
+        ),
     ),
 }
 
@@ -1012,6 +1019,7 @@ MODELS |= {
         custom("without_rows", predict_without_rows),
         plain_rows,
         NUMBER,
+        row_wise=False,
         remark="every request is a call of its own; the log says so",
     ),
     "types": Model(

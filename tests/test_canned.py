@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def anyio_backend() -> str:
-    """Run on asyncio alone: what the event loop is makes no difference to a model."""
+    """Run on asyncio alone, and in one event loop: that of the pools."""
     return "asyncio"
 
 
@@ -52,7 +52,7 @@ class Known:
 
     def __init__(self, folder: Path, name: str) -> None:
         record = pickle.loads((folder / f"{name}.expected").read_bytes())
-        self.features, answers, self.signature = record
+        self.features, answers, self.derived = record
         self._answers = dict(zip(map(str, (*ALONE, *TOGETHER)), answers, strict=True))
 
     async def check(self, pool: PredictorPool[Any], rows: slice) -> None:
@@ -92,27 +92,66 @@ def predictor(folder: Path, name: str, method: Any, **options: Any) -> Estimator
 # --- the same answers as estimator.predict -----------------------------------------
 
 
+def signature_of(folder: Path, name: str) -> Signature:
+    declared = canned.signature_of(MODELS[name])
+    return Signature.declared(declared or Known(folder, name).derived)
+
+
+class Pools:
+    """One pool for each signature, which is reloaded with one model after another.
+
+    It has imported TensorFlow once, and with a reload no request is ever in two models.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, PredictorPool[Any]] = {}
+
+    async def serving(self, name: str, method: str, **options: Any) -> PredictorPool[Any]:
+        """Return a pool that predicts with this model."""
+        model = MODELS[name]
+        recipe = predictor(self._folder, name, method, **options)
+        # A pool that has once met outputs without rows never joins requests again.
+        shared = model.row_wise and not model.options
+        key = str(signature_of(self._folder, name)) if shared else name
+        if key in self._open:
+            await self._open[key].reload(recipe)
+        else:
+            pool: PredictorPool[Any] = PredictorPool(recipe, workers=1, **model.options)
+            await pool.open()
+            self._open[key] = pool
+        return self._open[key]
+
+    async def aclose(self) -> None:
+        for pool in self._open.values():
+            await pool.aclose()
+
+
+@pytest.fixture(scope="module")
+async def pools(trained: Path) -> AsyncIterator[Pools]:
+    """Pools that serve for all tests of this module."""
+    pools = Pools(trained)
+    yield pools
+    await pools.aclose()
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", MODELS)
 async def test_answers_equal_estimator_predict(
-    trained: Path, name: str, subtests: pytest.Subtests
+    pools: Pools, trained: Path, name: str, method: str
 ) -> None:
     known = Known(trained, name)
-    options = MODELS[name].options
-    async with PredictorPool(predictor(trained, name, "generator"), workers=1, **options) as pool:
-        for method in METHODS:
-            with subtests.test(method):
-                if method == "session":  # much quicker than a pool of its own
-                    await pool.reload(predictor(trained, name, method))
-                for rows in ALONE:
-                    await known.check(pool, rows)
-                async with anyio.create_task_group() as callers:
-                    for rows in TOGETHER:
-                        callers.start_soon(known.check, pool, rows)
+    pool = await pools.serving(name, method)
+    for rows in ALONE:
+        await known.check(pool, rows)
+    async with anyio.create_task_group() as callers:
+        for rows in TOGETHER:
+            callers.start_soon(known.check, pool, rows)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_signatures_are_derived_where_the_documentation_says_so(trained: Path, name: str) -> None:
-    derived = Known(trained, name).signature
+    derived = Known(trained, name).derived
     assert isinstance(derived, Signature) == (MODELS[name].signature is None)
 
 
