@@ -1093,6 +1093,75 @@ MODELS |= {
 }
 
 
+# --- what no pool can load ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A model that cannot be loaded.
+
+    Attributes:
+        title: what the documentation calls it.
+        build: trains it a little and makes it.
+        message: what the error says, among other things.
+        remedy: what the documentation says.
+    """
+
+    title: str
+    build: Callable[[Path], Any]
+    message: str
+    remedy: str
+
+
+def trained_here(name: str, predict: Callable[..., Any]) -> Callable[[Path], Any]:
+    def build(folder: Path) -> Any:
+        estimator = custom(name, predict)(folder)
+        train_some_steps(estimator, plain_rows())
+        return estimator
+
+    return build
+
+
+def predict_sparse(features: Any) -> Any:
+    import tensorflow as tf
+
+    score = weighted(features["x"], "weight")
+    return score, {"score": tf.sparse.from_dense(features["x"])}
+
+
+def predict_same_names(features: Any) -> Any:
+    score = weighted(features["x"], "weight")
+    return score, {("a", "b"): score, "a/b": score}
+
+
+def build_boosted_trees(folder: Path) -> Any:
+    import tensorflow as tf
+
+    return tf.estimator.BoostedTreesClassifier(plain_columns(), 1, model_dir=str(folder))
+
+
+REFUSED = {
+    "boosted_trees": Refused(
+        "`BoostedTreesClassifier`, `BoostedTreesRegressor`",
+        build_boosted_trees,
+        "has no attribute 'BoostedTreesClassifier'",
+        "TensorFlow removed them and their operations in 2.9: train another kind of model",
+    ),
+    "sparse": Refused(
+        "`model_fn`: a prediction that is a `SparseTensor`",
+        trained_here("sparse", predict_sparse),
+        "predictions[score] must be Tensor",
+        "`EstimatorSpec` itself refuses it: return `tf.sparse.to_dense` of it",
+    ),
+    "same_names": Refused(
+        '`model_fn`: predictions `("a", "b")` and `"a/b"`',
+        trained_here("same_names", predict_same_names),
+        "two of the predictions' keys have the same name",
+        "rename one of them",
+    ),
+}
+
+
 def signature_of(model: Model) -> Any:
     return model.signature() if callable(model.signature) else model.signature
 
@@ -1108,6 +1177,13 @@ def table() -> str:
         lines.append(
             f"| {model.title} | {origin} | {model.generator} | {model.session} | {model.remark} |"
         )
+    return "\n".join(lines)
+
+
+def refusals() -> str:
+    """Return the table of what cannot be loaded."""
+    lines = ["| model | the error says | what to do |", "|---|---|---|"]
+    lines += [f"| {r.title} | `{r.message}` | {r.remedy} |" for r in REFUSED.values()]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -14,7 +15,7 @@ import anyio
 import numpy as np
 import pytest
 
-from predictpool import EstimatorPredictor, PredictorPool, Signature
+from predictpool import EstimatorPredictor, PredictorPool, Signature, WorkerStartError
 from tests import canned
 from tests.canned import ALONE, MODELS, TOGETHER, rows_of
 from tests.mutations import ROOT
@@ -55,9 +56,12 @@ class Known:
         self.features, answers, self.derived = record
         self._answers = dict(zip(map(str, (*ALONE, *TOGETHER)), answers, strict=True))
 
+    def answer(self, rows: slice) -> Any:
+        return self._answers[str(rows)]
+
     async def check(self, pool: PredictorPool[Any], rows: slice) -> None:
         outputs = await pool.predict(rows_of(self.features, rows))
-        assert_equal_outputs(outputs, self._answers[str(rows)])
+        assert_equal_outputs(outputs, self.answer(rows))
 
 
 def assert_equal_outputs(outputs: Any, expected: Any) -> None:
@@ -151,10 +155,74 @@ async def test_answers_equal_estimator_predict(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_signatures_are_derived_where_the_documentation_says_so(trained: Path, name: str) -> None:
-    derived = Known(trained, name).derived
-    assert isinstance(derived, Signature) == (MODELS[name].signature is None)
+    derived, declared = Known(trained, name).derived, canned.signature_of(MODELS[name])
+    if declared is None:
+        assert isinstance(derived, Signature)
+    else:
+        assert str(derived) != str(Signature.declared(declared))
 
 
 def test_the_documentation_has_the_list() -> None:
     page = (ROOT / "docs" / "reference" / "estimators.md").read_text()
     assert canned.table() in page
+    assert canned.refusals() in page
+
+
+# --- what is particular to one of them ---------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if not model.row_wise])
+async def test_a_model_whose_outputs_are_not_row_by_row_answers_each_request_alone(
+    trained: Path, name: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = Known(trained, name)
+    async with PredictorPool(predictor(trained, name, method), workers=1) as pool:
+        async with anyio.create_task_group() as callers:
+            for rows in TOGETHER:
+                callers.start_soon(known.check, pool, rows)
+        assert pool.statistics().batches == len(TOGETHER)
+    assert "every request runs as a call of its own" in caplog.text
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["multi_head"])
+async def test_predict_keys_of_a_multi_head(
+    pools: Pools, trained: Path, name: str, method: str
+) -> None:
+    known = Known(trained, name)
+    keys = ["count/predictions", ("labels", "classes")]
+    pool = await pools.serving(name, method, predict_keys=keys)
+    outputs = await pool.predict(rows_of(known.features, ALONE[2]))
+    wanted = ["labels/classes", "count/predictions"]
+    expected = {key: known.answer(ALONE[2])[key] for key in wanted}
+    assert_equal_outputs(outputs, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["hooks"])
+async def test_what_prediction_hooks_hear(trained: Path, name: str, method: str) -> None:
+    known, journal = Known(trained, name), trained / "hooks.journal"
+    journal.unlink(missing_ok=True)
+    async with PredictorPool(predictor(trained, name, method), workers=1) as pool:
+        await known.check(pool, ALONE[1])
+    heard = journal.read_text().split()
+    assert heard[:2] == ["begin", "after_create_session"]
+    assert heard[-1] == "end"
+    each_run = heard[2:-1]
+    if method == "generator":  # twice for the warm-up, once for the request, and for the end
+        assert each_run == ["before_run", "after_run"] * 3 + ["before_run"]
+    else:
+        assert each_run == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", canned.REFUSED)
+async def test_what_cannot_be_loaded_says_why(tmp_path: Path, name: str, method: Any) -> None:
+    refused = canned.REFUSED[name]
+    broken = EstimatorPredictor(
+        partial(refused.build, tmp_path), method=method, signature=canned.NUMBER
+    )
+    with pytest.raises(WorkerStartError, match=re.escape(refused.message)):
+        async with PredictorPool(broken, workers=1):
+            pass
