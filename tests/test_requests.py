@@ -171,6 +171,29 @@ async def test_outputs_without_the_rows_are_found_in_the_warm_up(
     assert "should say row_wise=False" in caplog.text
 
 
+async def test_outputs_that_are_as_wide_as_the_call_are_found_in_the_warm_up(stage: Stage) -> None:
+    def load() -> Callable[[Any], Any]:
+        def predict(x: Any) -> Any:
+            stage.say(len(x))
+            return np.subtract.outer(x, x)  # [n, n]: every row is compared with every other
+
+        return predict
+
+    predictor = FunctionPredictor(load, row_wise=True, signature=np.float64)
+    async with PredictorPool(predictor, workers=1) as pool:
+        assert stage.heard() == [1, 2]
+        answers: list[Any] = []
+
+        async def ask(value: float) -> None:
+            answers.append(await pool.predict([value]))
+
+        async with anyio.create_task_group() as group:
+            for value in range(4):
+                group.start_soon(ask, float(value))
+        assert stage.heard() == [1, 1, 1, 1]
+    assert [answer.shape for answer in answers] == [(1, 1)] * 4
+
+
 async def test_a_poisoned_row_fails_alone_and_its_mates_are_answered(stage: Stage) -> None:
     def load() -> Callable[[Any], Any]:
         def predict(x: Any) -> Any:

@@ -145,8 +145,9 @@ def _start(start: Start) -> tuple[Any, Ready]:
     if warmup is not None and not _warm_up(predictor, *warmup):
         row_wise = False
         warning = (
-            "the outputs of the model do not have the rows on their first axis, so every "
-            "request runs as a call of its own; such a predictor should say row_wise=False"
+            "the outputs of the model do not have the rows on their first axis, or their other "
+            "axes depend on the rows, so every request runs as a call of its own; such a "
+            "predictor should say row_wise=False"
         )
     return predictor, Ready(predictor.signature, row_wise, time.monotonic() - began, warning)
 
@@ -166,22 +167,45 @@ def _warmup_features(signature: SignatureSource, start: Start) -> tuple[Arrays, 
 
 def _warm_up(predictor: Any, arrays: Arrays, mapping: bool) -> bool:
     """Run the model, and tell whether its outputs can be divided by rows."""
-    # A second run with another number of rows: an output of a fixed length that happens
-    # to be the number of rows would be divided among callers it does not belong to.
-    for repeats in (1, 2) if predictor.row_wise else (1,):
-        repeated = {name: np.repeat(values, repeats, axis=0) for name, values in arrays.items()}
-        rows = len(next(iter(repeated.values())))
-        try:
-            outputs = predictor.predict(repeated if mapping else next(iter(repeated.values())))
-        except Exception as error:
-            said = f"{type(error).__name__}: {one_line(str(error))}"
-            raise WarmUpFailed(
-                f"the warm-up failed on {_describe_arrays(repeated)}: give the pool warmup= with "
-                f"features that the model can take. It said: {said}"
-            ) from error
-        if predictor.row_wise and not _divisible(outputs, rows):
-            return False
-    return True
+    shapes = _row_shapes(predictor, arrays, mapping)
+    if not predictor.row_wise or shapes is None:
+        return not predictor.row_wise
+    # A second run with another number of rows, and longer ones where they can be: an output
+    # of a fixed length that happens to be the number of rows, or one whose rows are as long
+    # as the whole call makes them, would be divided among callers it does not belong to.
+    return _row_shapes(predictor, _more_rows(predictor.signature, arrays), mapping) == shapes
+
+
+def _row_shapes(predictor: Any, arrays: Arrays, mapping: bool) -> list[tuple[int, ...]] | None:
+    """Run the model, and return the shapes of its outputs without the axis of the rows.
+
+    None where they do not have the rows on their first axis.
+    """
+    rows = len(next(iter(arrays.values())))
+    try:
+        outputs = predictor.predict(arrays if mapping else next(iter(arrays.values())))
+    except Exception as error:
+        said = f"{type(error).__name__}: {one_line(str(error))}"
+        raise WarmUpFailed(
+            f"the warm-up failed on {_describe_arrays(arrays)}: give the pool warmup= with "
+            f"features that the model can take. It said: {said}"
+        ) from error
+    encoded = OutputEncoder().encode(outputs, rows)
+    if encoded is None or not encoded[0].divisible:
+        return None
+    return [column.shape for column in encoded[0].columns]
+
+
+def _more_rows(signature: SignatureSource, arrays: Arrays) -> Arrays:
+    """Return the rows twice, the second time twice as long if they have lengths of their own."""
+    more = {name: np.concatenate([values, values]) for name, values in arrays.items()}
+    if isinstance(signature, Signature):
+        for name, spec in signature.features.items():
+            if spec.ragged:
+                half = len(arrays[name])
+                for row in range(half, 2 * half):
+                    more[name][row] = np.tile(more[name][row], 2)
+    return more
 
 
 def one_line(text: str) -> str:
@@ -201,11 +225,6 @@ def _describe_arrays(arrays: Arrays) -> str:
 
 def _brief(values: Any) -> str:
     return f"{values.dtype}{list(values.shape)}"
-
-
-def _divisible(outputs: Any, rows: int) -> bool:
-    encoded = OutputEncoder().encode(outputs, rows)
-    return encoded is not None and encoded[0].divisible
 
 
 # --- serve -------------------------------------------------------------------------
