@@ -89,8 +89,7 @@ class Model:
         signature: what users have to declare; None where it is read off the estimator.
         train: trains it, a few steps by default.
         checkpoint: which one in the folder, or None for the newest.
-        options: for the pool.
-        row_wise: whether its outputs have the rows on their first axis.
+        row_wise: whether its outputs can be divided by rows.
         generator, session: what the documentation says of each method.
         remark: what users have to know.
     """
@@ -101,7 +100,6 @@ class Model:
     signature: Any = None
     train: Callable[[Any, Rows], None] = train_some_steps
     checkpoint: Callable[[Path], str] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
     row_wise: bool = True
     generator: str = "equal"
     session: str = "equal"
@@ -930,11 +928,9 @@ MODELS: dict[str, Model] = {
             return_sequences=True,
         ),
         lambda: Rows(of_sequences("values"), sequence_labels),
-        options={"max_batch_size": 1},
-        remark=(
-            "outputs are as long as the longest row of a call: with `max_batch_size=1` every "
-            "request is a call of its own, as in `estimator.predict`"
-        ),
+        row_wise=False,
+        remark="outputs are as long as the longest row of a call, so every request is a call "
+        "of its own; the log says so",
     ),
 }
 

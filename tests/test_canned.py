@@ -115,13 +115,12 @@ class Pools:
         """Return a pool that predicts with this model."""
         model = MODELS[name]
         recipe = predictor(self._folder, name, method, **options)
-        # A pool that has once met outputs without rows never joins requests again.
-        shared = model.row_wise and not model.options
-        key = str(signature_of(self._folder, name)) if shared else name
+        # A pool that has once met outputs that are not row by row never joins requests again.
+        key = str(signature_of(self._folder, name)) if model.row_wise else name
         if key in self._open:
             await self._open[key].reload(recipe)
         else:
-            pool: PredictorPool[Any] = PredictorPool(recipe, workers=1, **model.options)
+            pool: PredictorPool[Any] = PredictorPool(recipe, workers=1)
             await pool.open()
             self._open[key] = pool
         return self._open[key]
