@@ -28,7 +28,6 @@ ALONE = [slice(start, start + size) for start, size in ((0, 1), (1, 2), (3, 7), 
 TOGETHER = [slice(start, min(start + 1 + start % 5, ROWS)) for start in range(0, ROWS, 4)]
 
 NUMBER = {"x": (np.float32, (4,))}
-TEXT = np.dtype(object)
 
 
 @dataclass(frozen=True)
@@ -774,8 +773,8 @@ MODELS: dict[str, Model] = {
             hidden_units=[4],
         ),
         lambda: Rows(of_sequences("words", "values"), classes(2)),
-        signature=lambda: {
-            "words": FeatureSpec(TEXT, ragged=True),
+        signature={
+            "words": FeatureSpec(np.dtype(object), ragged=True),
             "values": FeatureSpec(np.dtype(np.float32), ragged=True),
         },
         remark="declare `tf.io.VarLenFeature`",
@@ -1156,10 +1155,6 @@ REFUSED = {
         "rename one of them",
     ),
 }
-
-
-def signature_of(model: Model) -> Any:
-    return model.signature() if callable(model.signature) else model.signature
 
 
 def table() -> str:

@@ -87,7 +87,7 @@ def predictor(folder: Path, name: str, method: Any, **options: Any) -> Estimator
     return EstimatorPredictor(
         partial(model.build, folder),
         method=method,
-        signature=canned.signature_of(model),
+        signature=model.signature,
         checkpoint_path=canned.checkpoint_of(model, folder),
         **options,
     )
@@ -97,8 +97,7 @@ def predictor(folder: Path, name: str, method: Any, **options: Any) -> Estimator
 
 
 def signature_of(folder: Path, name: str) -> Signature:
-    declared = canned.signature_of(MODELS[name])
-    return Signature.declared(declared or Known(folder, name).derived)
+    return Signature.declared(MODELS[name].signature or Known(folder, name).derived)
 
 
 class Pools:
@@ -154,7 +153,7 @@ async def test_answers_equal_estimator_predict(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_signatures_are_derived_where_the_documentation_says_so(trained: Path, name: str) -> None:
-    derived, declared = Known(trained, name).derived, canned.signature_of(MODELS[name])
+    derived, declared = Known(trained, name).derived, MODELS[name].signature
     if declared is None:
         assert isinstance(derived, Signature)
     else:
