@@ -15,7 +15,13 @@ import anyio
 import numpy as np
 import pytest
 
-from predictpool import EstimatorPredictor, PredictorPool, Signature, WorkerStartError
+from predictpool import (
+    EstimatorPredictor,
+    PredictionError,
+    PredictorPool,
+    Signature,
+    WorkerStartError,
+)
 from tests import canned
 from tests.canned import ALONE, MODELS, TOGETHER, rows_of
 from tests.mutations import ROOT
@@ -212,6 +218,20 @@ async def test_what_prediction_hooks_hear(trained: Path, name: str, method: str)
         assert each_run == ["before_run", "after_run"] * 3 + ["before_run"]
     else:
         assert each_run == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["rnn_classifier"])
+async def test_nothing_but_empty_sequences_is_an_error_that_hurts_no_other_request(
+    pools: Pools, trained: Path, name: str, method: str
+) -> None:
+    known = Known(trained, name)
+    (empty,) = (row for row, words in enumerate(known.features["words"]) if not words)
+    pool = await pools.serving(name, method)
+    with pytest.raises(PredictionError) as caught:
+        await pool.predict(rows_of(known.features, slice(empty, empty + 1)))
+    assert caught.value.type_name.endswith("InvalidArgumentError")
+    await known.check(pool, ALONE[2])
 
 
 @pytest.mark.parametrize("method", METHODS)
