@@ -295,10 +295,10 @@ def v1_regression_head() -> Any:
 
 
 def adagrad() -> Any:
-    """The default optimizer of deep models, which 2.12 cannot make by itself on Python 3.11."""
+    """The default optimizer of deep models, which 2.12 cannot find by itself on Python 3.11."""
     import tensorflow as tf
 
-    return tf.keras.optimizers.legacy.Adagrad(0.05)
+    return tf.keras.optimizers.legacy.Adagrad  # the class: each graph needs one of its own
 
 
 def sdca() -> Any:
