@@ -105,13 +105,6 @@ class Model:
     remark: str = ""
 
 
-def rows_of(values: Any, rows: slice) -> Any:
-    """Return some rows of features or of outputs."""
-    if isinstance(values, Mapping):
-        return {name: array[rows] for name, array in values.items()}
-    return values[rows]
-
-
 def config(**options: Any) -> Any:
     _census.silence()
     import tensorflow as tf

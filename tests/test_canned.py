@@ -6,13 +6,12 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
-import numpy as np
 import pytest
 
 from predictpool import (
@@ -23,10 +22,9 @@ from predictpool import (
     WorkerStartError,
 )
 from tests import canned
-from tests.canned import ALONE, MODELS, TOGETHER, rows_of
+from tests.answers import METHODS, assert_equal_outputs, rows_of
+from tests.canned import ALONE, MODELS, TOGETHER
 from tests.mutations import ROOT
-
-METHODS = ("generator", "session")
 
 pytestmark = [
     pytest.mark.anyio,
@@ -68,24 +66,6 @@ class Known:
     async def check(self, pool: PredictorPool[Any], rows: slice) -> None:
         outputs = await pool.predict(rows_of(self.features, rows))
         assert_equal_outputs(outputs, self.answer(rows))
-
-
-def assert_equal_outputs(outputs: Any, expected: Any) -> None:
-    """Same keys, dtypes and shapes; floats within the tolerance, all else equal."""
-    if not isinstance(expected, Mapping):
-        outputs, expected = {"": outputs}, {"": expected}
-    assert list(outputs) == list(expected)
-    for name, array in expected.items():
-        assert outputs[name].dtype == array.dtype, name
-        assert outputs[name].shape == array.shape, name
-        if array.dtype.kind == "f":
-            # float16 has no more digits than that.
-            tolerance = 1e-3 if array.dtype == np.float16 else 2e-5
-            np.testing.assert_allclose(
-                outputs[name], array, rtol=tolerance, atol=tolerance, err_msg=name
-            )
-        else:
-            np.testing.assert_array_equal(outputs[name], array, err_msg=name)
 
 
 def predictor(folder: Path, name: str, method: Any, **options: Any) -> EstimatorPredictor:
