@@ -503,9 +503,9 @@ WORKER_MISTAKES = {
         predictor = FunctionPredictor(load, signature={"age": (np.float32, (2,))})
         """,
         (
-            "the warm-up failed on age: float32[1, 2]: give the pool warmup= with features that "
-            "the model can take. It said: KeyError: 'height'. Here, name them with "
-            "--features MODULE:FEATURES"
+            "the warm-up failed on age: float32[1, 2]. It said: KeyError: 'height'. If it is such "
+            "features that the model cannot take, give the pool warmup= with some that it can. "
+            "Here, name them with --features MODULE:FEATURES"
         ),
     ),
     "is killed": (

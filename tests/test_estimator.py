@@ -392,6 +392,15 @@ async def test_predict_keys(trained: Path, method: str) -> None:
         assert_close(outputs[key], known.expected[key][:4])
 
 
+async def test_a_model_that_is_not_row_wise_answers_each_request_alone(trained: Path) -> None:
+    known = Known(trained, "array")
+    async with open_pool(trained, "array", row_wise=False) as pool:
+        async with anyio.create_task_group() as callers:
+            for row in range(12):
+                callers.start_soon(known.check, pool, slice(row, row + 1))
+        assert pool.statistics().batches == 12
+
+
 @pytest.mark.parametrize("method", METHODS)
 async def test_unknown_predict_keys_are_an_error(trained: Path, method: str) -> None:
     keys = ["probabilities", "probability"]
@@ -500,7 +509,7 @@ async def test_a_missing_checkpoint_is_an_error(trained: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_failing_warm_up_says_what_to_do(trained: Path, method: str) -> None:
     # Without `warmup` it is the empty text that the custom model cannot take for a number.
-    with pytest.raises(WorkerStartError, match=r"the warm-up failed .*: give the pool warmup="):
+    with pytest.raises(WorkerStartError, match=r"the warm-up failed .* give the pool warmup="):
         await open_and_close(predictor(trained, "custom", method))
 
 

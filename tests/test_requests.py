@@ -194,6 +194,26 @@ async def test_outputs_that_are_as_wide_as_the_call_are_found_in_the_warm_up(sta
     assert [answer.shape for answer in answers] == [(1, 1)] * 4
 
 
+async def test_outputs_that_depend_on_other_rows_are_found_in_a_warm_up_of_several(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load() -> Callable[[Any], Any]:
+        def predict(x: Any) -> Any:
+            stage.say(len(x))
+            return x - x.mean()
+
+        return predict
+
+    predictor = FunctionPredictor(load, row_wise=True, signature=np.float64)
+    async with PredictorPool(predictor, workers=1, warmup=[1.0, 4.0]) as pool:
+        assert stage.heard() == [2, 3]
+        async with anyio.create_task_group() as group:
+            for value in range(4):
+                group.start_soon(pool.predict, [float(value)])
+        assert stage.heard() == [1, 1, 1, 1]
+    assert "those of a row depend on the other rows" in caplog.text
+
+
 async def test_a_poisoned_row_fails_alone_and_its_mates_are_answered(stage: Stage) -> None:
     def load() -> Callable[[Any], Any]:
         def predict(x: Any) -> Any:

@@ -62,6 +62,8 @@ class EstimatorPredictor:
             a few requests, before the model answers its first.
         predict_keys: the outputs that are wanted; all by default.
         checkpoint_path: the checkpoint; the newest one in ``model_dir`` by default.
+        row_wise: False for a model in which the outputs of a row depend on the other rows of
+            the call; every request is then a call of its own.
 
     What `predict` returns is what ``estimator.predict`` yields, as whole arrays: name →
     array, the first axis the row. The tuple keys of a ``MultiHead`` are joined by "/". A
@@ -71,7 +73,6 @@ class EstimatorPredictor:
     """
 
     preload: tuple[str, ...] = ("tensorflow", "tensorflow_estimator")
-    row_wise: bool = True
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class EstimatorPredictor:
         transform: Transform | None = None,
         predict_keys: Sequence[str] | None = None,
         checkpoint_path: str | None = None,
+        row_wise: bool = True,
     ) -> None:
         if not callable(build):
             raise TypeError(
@@ -95,6 +97,7 @@ class EstimatorPredictor:
             raise ValueError(f"method is {method!r}, expected 'generator' or 'session'")
         _check_transform(transform, signature)
         self.method: Method = method
+        self.row_wise: bool = row_wise
         self._relaxed = partial(
             Signature.relaxed, extra=extra, missing=missing, allow_nan=allow_nan
         )
