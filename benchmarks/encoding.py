@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.figures import Spread
 from predictpool import Signature
-from predictpool._encoder import Encoder
+from predictpool._features._encoder import Encoder
 
 FEATURES = 13  # as many as the Census model has
 ROWS = (1, 64)

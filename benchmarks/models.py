@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictpool import Device, EstimatorPredictor, Predictor, _census
-from predictpool._signature import SignatureSource
+from predictpool._features._signature import SignatureSource
 from predictpool.predictors._estimator import Method
 
 Name = Literal["census", "small"]

@@ -380,10 +380,17 @@ MUTATIONS = [
     ),
     Mutation(
         "NaN does not reach a model that did not ask for it",
-        "_encoder.py",
+        "_features/_encoder.py",
         "if has_nan(features[name]):",
         "if has_nan(features[name]) and False:",
         "test_estimator::test_bad_features_are_refused_and_the_same_session_answers_the_next",
+    ),
+    Mutation(
+        "outputs that depend on the other rows are found in the warm-up",
+        "_worker.py",
+        "more is not None and all(map(_begins_with, more, first))",
+        "more is not None",
+        "test_requests::test_outputs_that_depend_on_other_rows_are_found_in_a_warm_up_of_several",
     ),
     # --- a good guest
     Mutation(

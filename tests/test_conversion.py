@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from predictpool import _columns
 from predictpool._errors import InvalidFeatures
-from predictpool._signature import REQUIRED, FeatureSpec, Signature
+from predictpool._features._signature import Signature
+from predictpool._features._spec import REQUIRED, FeatureSpec
 
 # How long an example takes is no promise.
 on_busy_machines = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from predictpool._columns import decode_payload
-from predictpool._encoder import Encoder
 from predictpool._errors import InvalidFeatures
-from predictpool._signature import FeatureSpec, Signature
+from predictpool._features._encoder import Encoder
+from predictpool._features._signature import Signature
+from predictpool._features._spec import FeatureSpec
 
 # How long an example takes is no promise.
 on_busy_machines = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from predictpool._errors import InvalidFeatures
-from predictpool._feature import FeatureSpec
-from predictpool._signature import Signature, as_arrays
+from predictpool._features._signature import Signature, as_arrays
+from predictpool._features._spec import FeatureSpec
 
 NAN = float("nan")
 ma: Any = np.ma  # which has no types

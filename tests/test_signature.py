@@ -13,13 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from predictpool._errors import InvalidFeatures
-from predictpool._signature import (
-    REQUIRED,
-    UNNAMED,
-    FeatureSpec,
-    Signature,
-    as_arrays,
-)
+from predictpool._features._signature import Signature, as_arrays
+from predictpool._features._spec import REQUIRED, UNNAMED, FeatureSpec
 
 # How long an example takes is no promise.
 on_busy_machines = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from predictpool._errors import TooManyRequests as TooManyRequests
     from predictpool._errors import WorkerError as WorkerError
     from predictpool._errors import WorkerStartError as WorkerStartError
-    from predictpool._feature import FeatureSpec as FeatureSpec
+    from predictpool._features._signature import Signature as Signature
+    from predictpool._features._spec import FeatureSpec as FeatureSpec
     from predictpool._local_launcher import LocalLauncher as LocalLauncher
     from predictpool._pool import PredictorPool as PredictorPool
-    from predictpool._signature import Signature as Signature
     from predictpool._statistics import PoolStatistics as PoolStatistics
     from predictpool._statistics import WorkerInfo as WorkerInfo
     from predictpool.predictors._base import Predictor as Predictor
@@ -31,7 +31,7 @@ _MODULES = {
     "BrokenWorkerError": "_errors",
     "Device": "_devices",
     "EstimatorPredictor": "predictors._estimator",
-    "FeatureSpec": "_feature",
+    "FeatureSpec": "_features._spec",
     "FunctionPredictor": "predictors._function",
     "InvalidFeatures": "_errors",
     "LocalLauncher": "_local_launcher",
@@ -42,7 +42,7 @@ _MODULES = {
     "Predictor": "predictors._base",
     "PredictorPool": "_pool",
     "PredictorPoolError": "_errors",
-    "Signature": "_signature",
+    "Signature": "_features._signature",
     "TooManyRequests": "_errors",
     "WorkerError": "_errors",
     "WorkerInfo": "_statistics",

@@ -28,7 +28,8 @@ from predictpool import (
     WorkerStartError,
 )
 from predictpool._command import CommandError, describe
-from predictpool._signature import REQUIRED, UNNAMED, as_arrays
+from predictpool._features._signature import as_arrays
+from predictpool._features._spec import REQUIRED, UNNAMED
 from predictpool._target import find, require_predictor
 from predictpool._worker import WarmUpFailed, one_line
 

@@ -17,11 +17,11 @@ import numpy as np
 from predictpool import _columns, _wire
 from predictpool._backend import Backend, Cancellable, Waiter
 from predictpool._columns import SNAPSHOT_BYTES, Parts, Schema
-from predictpool._encoder import Encoder
 from predictpool._errors import InvalidFeatures, PredictionError, TooManyRequests
+from predictpool._features._encoder import Encoder
+from predictpool._features._signature import Signature, SignatureSource, as_arrays
 from predictpool._launcher import WorkerHandle
 from predictpool._scheduler import Batch, ErrorFactory, Request, Scheduler, Todo
-from predictpool._signature import Signature, SignatureSource, as_arrays
 from predictpool._wire import MAX_REQUEST, Frame, Kind
 from predictpool._worker import Failure, Ready
 

@@ -19,10 +19,10 @@ from predictpool._backend import Backend, current_backend
 from predictpool._devices import available_cores, plan, worth
 from predictpool._dispatcher import Call, Dispatcher, Result
 from predictpool._errors import PoolClosed, PredictorPoolError
+from predictpool._features._signature import Signature
 from predictpool._launcher import Launcher
 from predictpool._local_launcher import LocalLauncher
 from predictpool._scheduler import Request, Scheduler
-from predictpool._signature import Signature
 from predictpool._slot import Recipe
 from predictpool._statistics import PoolStatistics, WorkerInfo
 from predictpool._supervisor import Supervisor

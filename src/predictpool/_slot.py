@@ -13,8 +13,8 @@ import anyio
 from predictpool._devices import Device
 from predictpool._dispatcher import Dispatcher
 from predictpool._errors import BrokenWorkerError, WorkerStartError
+from predictpool._features._signature import Signature
 from predictpool._launcher import End, Launcher, WorkerHandle
-from predictpool._signature import Signature
 from predictpool._statistics import WorkerInfo
 from predictpool._wire import Frame
 from predictpool._worker import Failure, Ready, Start

@@ -21,7 +21,8 @@ import numpy as np
 from predictpool import _wire
 from predictpool._columns import Array, OutputEncoder, Parts, Schema, decode_payload, parse_schema
 from predictpool._devices import Device
-from predictpool._signature import Arrays, Signature, SignatureSource, as_arrays
+from predictpool._features._signature import Signature, SignatureSource, as_arrays
+from predictpool._features._spec import Arrays
 from predictpool._wire import Frame, Kind
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from predictpool._devices import Device
-from predictpool._signature import SignatureSource
+from predictpool._features._signature import SignatureSource
 
 Outputs_co = TypeVar("Outputs_co", covariant=True)
 

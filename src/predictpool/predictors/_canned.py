@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from predictpool._signature import REQUIRED, FeatureSpec, Signature
+from predictpool._features._signature import Signature
+from predictpool._features._spec import REQUIRED, FeatureSpec
 
 _COLUMNS = (
     "feature_columns",

@@ -25,7 +25,8 @@ from typing import Any, Literal, cast
 
 from predictpool._columns import Array
 from predictpool._devices import Device
-from predictpool._signature import UNNAMED, Extra, FeatureSpec, Signature, SignatureSource
+from predictpool._features._signature import Extra, Signature, SignatureSource
+from predictpool._features._spec import UNNAMED, FeatureSpec
 from predictpool.predictors._canned import derive_signature
 from predictpool.predictors._estimator_inputs import EstimatorInputs, Transform
 from predictpool.predictors._estimator_models import (

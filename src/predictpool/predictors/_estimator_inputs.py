@@ -9,7 +9,8 @@ import numpy as np
 
 from predictpool._columns import Array
 from predictpool._devices import available_cores
-from predictpool._signature import UNNAMED, FeatureSpec, Signature
+from predictpool._features._signature import Signature
+from predictpool._features._spec import UNNAMED, FeatureSpec
 
 Transform = Callable[[Any], Any]
 

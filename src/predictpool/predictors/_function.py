@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from predictpool._devices import Device
-from predictpool._signature import Signature, SignatureSource
+from predictpool._features._signature import Signature, SignatureSource
 
 Outputs = TypeVar("Outputs")
 

@@ -6,9 +6,9 @@ import pickle
 from typing import Any
 
 from predictpool._columns import Column, Parts, Schema, encode, make_schema
-from predictpool._feature import Arrays, FeatureSpec
-from predictpool._signature import Signature
-from predictpool._values import as_utf8, nan_check
+from predictpool._features._signature import Signature
+from predictpool._features._spec import Arrays, FeatureSpec
+from predictpool._features._values import as_utf8, nan_check
 
 
 class Encoder:

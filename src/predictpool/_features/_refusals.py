@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from predictpool._errors import InvalidFeatures
-from predictpool._values import is_sequence
+from predictpool._features._values import is_sequence
 
 SAME_SHAPE: Final = (
     "rows of one feature need the same shape; FeatureSpec(..., ragged=True) is for rows of their "

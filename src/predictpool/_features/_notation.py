@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from predictpool._conversion import Converter
 from predictpool._errors import InvalidFeatures
-from predictpool._feature import REQUIRED, FeatureSpec, RowShape
-from predictpool._refusals import quoted
+from predictpool._features._conversion import Converter
+from predictpool._features._refusals import quoted
+from predictpool._features._spec import REQUIRED, FeatureSpec, RowShape
 
 
 def declared_spec(name: str, notation: Any) -> FeatureSpec:

@@ -15,27 +15,17 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from predictpool._columns import Array
-from predictpool._conversion import Converter, free_array
 from predictpool._errors import InvalidFeatures
-from predictpool._feature import (
+from predictpool._features._conversion import Converter, free_array
+from predictpool._features._notation import declared_spec
+from predictpool._features._refusals import describe, name_list, quoted
+from predictpool._features._spec import (
     REQUIRED,
     UNNAMED,
     Arrays,
     FeatureSpec,
 )
-from predictpool._notation import declared_spec
-from predictpool._refusals import describe, name_list, quoted
-from predictpool._values import is_mapping, is_series
-
-__all__ = [
-    "REQUIRED",
-    "UNNAMED",
-    "Arrays",
-    "FeatureSpec",
-    "Signature",
-    "SignatureSource",
-    "as_arrays",
-]
+from predictpool._features._values import is_mapping, is_series
 
 Extra: TypeAlias = Literal["refuse", "ignore"]
 

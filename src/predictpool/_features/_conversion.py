@@ -17,9 +17,9 @@ import numpy as np
 
 from predictpool._columns import Array
 from predictpool._errors import InvalidFeatures
-from predictpool._feature import REQUIRED, FeatureSpec, shape_text
-from predictpool._refusals import SAME_SHAPE, no_array, quoted, remedy
-from predictpool._values import (
+from predictpool._features._refusals import SAME_SHAPE, no_array, quoted, remedy
+from predictpool._features._spec import REQUIRED, FeatureSpec, shape_text
+from predictpool._features._values import (
     SUM_SIZE,
     as_utf8,
     has_items,
