@@ -53,9 +53,9 @@ class Backoff:
         return delay * random.uniform(0.5, 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
-    """What workers are started with."""
+    """What workers are started with; one for each time that the pool loads a model."""
 
     predictor: bytes
     warmup: bytes | None
@@ -96,7 +96,7 @@ class Slot:
         assert worker.handle is not None
         self.worker, self.state = worker, SlotState.READY
         self._filled.set()
-        self.dispatcher.worker_ready(self.number, worker.handle, ready)
+        self.dispatcher.worker_ready(self.number, worker.handle, ready, worker.recipe)
 
     def lose(self, worker: Worker, end: End) -> None:
         """Take note of a worker's end; its requests go elsewhere at once."""
@@ -126,11 +126,13 @@ class Worker:
 
     Attributes:
         handle, pid: set as soon as the process is there.
+        recipe: what it was started with.
         end: how it ended, or None.
     """
 
     def __init__(self, slot: Slot) -> None:
         self.handle: WorkerHandle | None = None
+        self.recipe: Recipe | None = None
         self.end: End | None = None
         self.pid: int | None = None
         self._slot = slot
@@ -144,7 +146,7 @@ class Worker:
         Raises:
             WorkerStartError: it failed, or took longer than ``start_timeout``.
         """
-        slot = self._slot
+        slot, self.recipe = self._slot, recipe
         signature = slot.dispatcher.signature
         known = signature if isinstance(signature, Signature) else None
         start = Start(recipe.predictor, slot.device, recipe.warmup, known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 
 import anyio
 
@@ -108,7 +109,7 @@ class Supervisor:
             PoolClosed: the pool was closed meanwhile.
         """
         async with self._reloading:
-            recipe = recipe or self._recipe
+            recipe = recipe or replace(self._recipe)  # another one: its model may differ
             for slot in self.slots:
                 try:
                     old = await self._replace(slot, recipe)
