@@ -163,7 +163,7 @@ async def test_what_runs_in_the_old_worker_is_answered_by_it_and_what_waits_by_t
         assert await stage.hears() == 1
         group.start_soon(ask)
         group.start_soon(reload)
-        await until(lambda: pool._dispatcher._retiring is not None)  # type: ignore[union-attr]
+        await until(lambda: pool._dispatcher._retiring)  # type: ignore[union-attr]
         assert not done
         stage.let_go()
         assert await stage.hears() == 2
@@ -283,7 +283,7 @@ async def test_a_new_worker_that_dies_before_its_first_request_is_an_error_and_t
         assert await stage.hears() == "runs"
         group.start_soon(reload)
         new = await stage.hears()
-        await until(lambda: pool._dispatcher._retiring is not None)  # type: ignore[union-attr]
+        await until(lambda: pool._dispatcher._retiring)  # type: ignore[union-attr]
         os.kill(new, signal.SIGKILL)
         await until(lambda: new in ended)
         stage.let_go(2)
@@ -325,7 +325,7 @@ async def test_a_reload_cancelled_while_the_old_worker_is_busy_lets_it_go_on(
         await stage.hears()
         async with anyio.create_task_group() as inner:
             inner.start_soon(pool.reload, calling(lambda x: x * 3))
-            await until(lambda: pool._dispatcher._retiring is not None)  # type: ignore[union-attr]
+            await until(lambda: pool._dispatcher._retiring)  # type: ignore[union-attr]
             inner.cancel_scope.cancel()
         stage.let_go(2)
         assert (await pool.predict([1.0])).tolist() == [2.0]

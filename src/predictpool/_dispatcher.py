@@ -75,7 +75,7 @@ class Dispatcher:
         self._timer_at = math.inf
         self._quiet: anyio.Event | None = None
         self._in_hand: Batch | None = None
-        self._retiring: tuple[int, anyio.Event] | None = None
+        self._retiring: dict[int, anyio.Event] = {}
 
     @property
     def signature(self) -> SignatureSource:
@@ -170,18 +170,23 @@ class Dispatcher:
     async def retire(self, slot: int) -> None:
         """Give nothing more to a slot's worker, and wait until it has answered."""
         self._scheduler.retire(slot)
-        event = anyio.Event()
-        self._retiring = (slot, event)
+        event = self._retiring[slot] = anyio.Event()
         try:
             self._note_quiet()
             await event.wait()
         finally:
-            self._retiring = None
+            del self._retiring[slot]
 
     def unretire(self, slot: int) -> None:
         """Go on giving requests to a slot's worker, if it still has one."""
         if slot in self._handles:
             self._carry_out(self._scheduler.unretire(slot, self._clock()))
+
+    def forget(self, slot: int) -> None:
+        """Do away with a slot that is retired."""
+        self._handles.pop(slot, None)
+        self._models.pop(slot, None)
+        self._scheduler.worker_ending(slot)
 
     def worker_lost(self, slot: int, error: ErrorFactory) -> None:
         """Have the requests of a dead worker run again, or fail."""
@@ -307,8 +312,9 @@ class Dispatcher:
     def _note_quiet(self) -> None:
         if self._quiet is not None and self._scheduler.quiet:
             self._quiet.set()
-        if self._retiring is not None and self._scheduler.batch_of(self._retiring[0]) is None:
-            self._retiring[1].set()
+        for slot, event in self._retiring.items():
+            if self._scheduler.batch_of(slot) is None:
+                event.set()
 
 
 def _wake(request: Request, result: Result) -> None:
