@@ -228,6 +228,7 @@ async def test_the_defaults_are_those_of_the_documentation() -> None:
     assert scheduler._retries == 1
     assert scheduler._hang_timeout == 60.0
     assert (pool._timeout, pool._start_timeout, pool._grace_period) == (30.0, 120.0, 10.0)
+    assert pool._watch is None
 
 
 # --- wrong values ------------------------------------------------------------------

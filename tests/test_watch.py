@@ -400,14 +400,20 @@ async def test_a_pool_without_slots_comes_back_with_the_next_version(stage: Stag
 
 
 @of_pools
+@pytest.mark.parametrize(
+    "error", [OSError("stale file handle"), ValueError("embedded null byte")], ids=repr
+)
 async def test_what_cannot_be_looked_at_is_said_once_and_looked_at_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ) -> None:
     looks: list[str] = []
 
     def version(source: ModelSource) -> str | None:
         looks.append(source.path)
-        raise OSError("stale file handle")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(ModelSource, "version", version)

@@ -75,15 +75,17 @@ class PredictorPool(Generic[OutputsT]):
         hang_timeout: seconds that a batch may run; its worker is killed after that.
         grace_period: seconds that requests, and then workers, get to finish in `aclose`.
         watch: seconds from one look for a newer version of the model to the next: where there
-            is one the pool reloads by itself, see `reload`. It was there unchanged for one
-            of these times, so a half-written one is never taken; if it fails the log says
-            why, and the running model goes on. None, the default, for no look.
+            is one the pool reloads by itself, see `reload`. It must have been there unchanged
+            for one of these times, so a half-written one is never taken (and one that is
+            followed sooner by the next is passed over); if it fails the log says why, and
+            the running model goes on.
         warmup: features that every worker runs before it is ready. Without them a
             predictor whose signature is known runs one row of zeros and empty text.
         launcher: where the workers live; processes on this machine by default.
         name: what the pool is called in its ``repr``.
 
-    For all limits in seconds and for ``max_waiting`` None means no limit.
+    For all limits in seconds and for ``max_waiting`` None means no limit; ``watch=None``
+    means that nobody looks.
 
     Raises:
         TypeError: ``predictor`` is no predictor, or an option has the wrong type.

@@ -86,7 +86,7 @@ class Watcher:
         try:
             # In a thread: a network file system may block for as long as it likes.
             version = await anyio.to_thread.run_sync(source.version, abandon_on_cancel=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter for a path that none can be
             if str(error) != self._trouble:  # said once, not at every look
                 logger.warning("cannot look for newer models in %s: %s", source.path, error)
             self._trouble = str(error)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-Kind = Literal["checkpoint", "saved_model", "file"]
+SourceKind = Literal["checkpoint", "saved_model", "file"]
 
 _SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})")
 _NEWEST = re.compile(rb'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
@@ -38,19 +38,19 @@ class ModelSource:
     """
 
     path: str
-    kind: Kind
+    kind: SourceKind
     loaded: str | None
 
     @classmethod
-    def at(cls, path: str | os.PathLike[str], kind: Kind) -> Self:
+    def at(cls, path: str | os.PathLike[str], kind: SourceKind) -> Self:
         """Return the source at a path, as it is now.
 
         Raises:
             ValueError: ``kind`` is none of the three.
             OSError: the path is there and cannot be read.
         """
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind is {kind!r}, expected one of {', '.join(get_args(Kind))}")
+        if kind not in get_args(SourceKind):
+            raise ValueError(f"kind is {kind!r}, expected one of {', '.join(get_args(SourceKind))}")
         absolute = os.path.abspath(path)  # noqa: PTH100 - a link may point elsewhere later
         return cls(absolute, kind, _VERSIONS[kind](Path(absolute)))
 
@@ -107,7 +107,7 @@ def _saved_model_version(path: Path) -> str | None:
     return _version(folder.name, (f for f in sorted(folder.rglob("*")) if f.is_file()))
 
 
-_VERSIONS: dict[Kind, Callable[[Path], str | None]] = {
+_VERSIONS: dict[SourceKind, Callable[[Path], str | None]] = {
     "checkpoint": _checkpoint_version,
     "saved_model": _saved_model_version,
     "file": _file_version,
