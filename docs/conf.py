@@ -37,4 +37,9 @@ nitpick_ignore_regex = [
     ("py:.*", r"predictpool\.(.+\.)?_.+"),
 ]
 # Aliases and type variables that annotations show by their bare name: they have no page.
-nitpick_ignore = [("py:class", "Extra"), ("py:class", "RowShape"), ("py:class", "OutT")]
+nitpick_ignore = [
+    ("py:class", "Extra"),
+    ("py:class", "RowShape"),
+    ("py:class", "OutT"),
+    ("py:class", "SourceKind"),
+]

@@ -228,6 +228,7 @@ async def test_the_defaults_are_those_of_the_documentation() -> None:
     assert scheduler._retries == 1
     assert scheduler._hang_timeout == 60.0
     assert (pool._timeout, pool._start_timeout, pool._grace_period) == (30.0, 120.0, 10.0)
+    assert pool._watch is None
 
 
 # --- wrong values ------------------------------------------------------------------
@@ -246,7 +247,7 @@ WRONG = [
     ("retries", None, TypeError, "retries is None, expected a whole number"),
     *(
         wrong
-        for option in ("timeout", "start_timeout", "hang_timeout", "grace_period")
+        for option in ("timeout", "start_timeout", "hang_timeout", "grace_period", "watch")
         for wrong in (
             (option, -0.1, ValueError, f"{option} is -0.1, expected 0 or more seconds, or None"),
             (option, float("nan"), ValueError, f"{option} is nan, expected 0 or more seconds"),
@@ -255,6 +256,7 @@ WRONG = [
         )
     ),
     ("predictor", lambda x: x, TypeError, "which lacks load, predict, close, preload, row_wise"),
+    ("watch", 0, ValueError, "watch is 0, expected more than 0 seconds, or None"),
     (
         "predictor",
         FunctionPredictor,

@@ -17,7 +17,16 @@ import pytest
 from predictpool import FunctionPredictor, PoolClosed, PredictorPool, WorkerStartError
 from predictpool import _slot as slot_module
 from tests.conftest import Family
-from tests.pools import POOL_TEST, adds_up, calling, naming_pids, pids_of, until
+from tests.pools import (
+    POOL_TEST,
+    adds_up,
+    calling,
+    held,
+    naming_pids,
+    pids_of,
+    until,
+    until_waiting,
+)
 from tests.stage import Stage
 
 pytestmark = [*POOL_TEST, pytest.mark.faults]
@@ -85,8 +94,16 @@ async def test_another_predictor_takes_the_place_of_the_first_and_stays(stage: S
         assert await stage.hears() not in (worker, again)
 
 
-@pytest.mark.parametrize("fails", ["load", "warm-up", "death"])
-async def test_a_new_model_that_fails_leaves_the_running_one_serving(
+BROKEN = {
+    "load": "could not load its predictor: ValueError: half-written",
+    "warm-up": "the warm-up failed on features: .* It said: ValueError: half-written",
+    "death": "exited by itself with status 3 while it started",
+    "hang": r"was not ready within start_timeout=0\.3 s",
+}
+
+
+@pytest.mark.parametrize("fails", BROKEN)
+async def test_a_new_model_that_fails_leaves_the_running_one_serving_64_callers(
     tmp_path: Path, nothing_left: Family, fails: str
 ) -> None:
     def load() -> Callable[[Any], Any]:
@@ -94,22 +111,38 @@ async def test_a_new_model_that_fails_leaves_the_running_one_serving(
             raise ValueError("half-written")
         if fails == "death":
             os._exit(3)
+        if fails == "hang":
+            time.sleep(1000)
 
         def predict(_: Any) -> Any:
             raise ValueError("half-written")
 
         return predict
 
-    expected = {"death": "exited by itself with status 3 while it started"}
     write_version(tmp_path, 1)
     async with PredictorPool(versioned(tmp_path), workers=2, warmup=[0.0]) as pool:
         await pool.wait_ready()
         before, processes = pids_of(pool), len(nothing_left.pids())
-        with pytest.raises(WorkerStartError, match=expected.get(fails, "half-written")):
-            await pool.reload(FunctionPredictor(load))
+        pool._start_timeout = 0.3 if fails == "hang" else 120.0  # of the next model alone
+        reloading = True
+
+        async def ask() -> None:
+            while reloading:
+                assert (await pool.predict([0.0])).tolist() == [1]
+
+        async with anyio.create_task_group() as group:
+            for _ in range(64):
+                group.start_soon(ask)
+            with pytest.raises(WorkerStartError, match=BROKEN[fails]):
+                await pool.reload(FunctionPredictor(load))
+            asked = pool.statistics().answered
+            await until(lambda: pool.statistics().answered > asked + 64)
+            reloading = False
         assert pids_of(pool) == before
-        assert (await pool.predict([0.0])).tolist() == [1]
-        assert pool.statistics().ready == 2
+        now = pool.statistics()
+        assert (now.failed, now.refused, now.timed_out, now.cancelled) == (0, 0, 0, 0)
+        assert (now.ready, now.restarts) == (2, 0)
+        assert adds_up(pool)
         await until(lambda: len(nothing_left.pids()) == processes)
         write_version(tmp_path, 2)  # what was reloaded in vain is forgotten
         await pool.reload()
@@ -163,7 +196,7 @@ async def test_what_runs_in_the_old_worker_is_answered_by_it_and_what_waits_by_t
         assert await stage.hears() == 1
         group.start_soon(ask)
         group.start_soon(reload)
-        await until(lambda: pool._dispatcher._retiring is not None)  # type: ignore[union-attr]
+        await until(lambda: pool._dispatcher._retiring)  # type: ignore[union-attr]
         assert not done
         stage.let_go()
         assert await stage.hears() == 2
@@ -283,7 +316,7 @@ async def test_a_new_worker_that_dies_before_its_first_request_is_an_error_and_t
         assert await stage.hears() == "runs"
         group.start_soon(reload)
         new = await stage.hears()
-        await until(lambda: pool._dispatcher._retiring is not None)  # type: ignore[union-attr]
+        await until(lambda: pool._dispatcher._retiring)  # type: ignore[union-attr]
         os.kill(new, signal.SIGKILL)
         await until(lambda: new in ended)
         stage.let_go(2)
@@ -325,7 +358,7 @@ async def test_a_reload_cancelled_while_the_old_worker_is_busy_lets_it_go_on(
         await stage.hears()
         async with anyio.create_task_group() as inner:
             inner.start_soon(pool.reload, calling(lambda x: x * 3))
-            await until(lambda: pool._dispatcher._retiring is not None)  # type: ignore[union-attr]
+            await until(lambda: pool._dispatcher._retiring)  # type: ignore[union-attr]
             inner.cancel_scope.cancel()
         stage.let_go(2)
         assert (await pool.predict([1.0])).tolist() == [2.0]
@@ -413,6 +446,115 @@ async def test_a_predictor_with_other_features_is_refused_and_the_running_one_go
         assert (await pool.predict([[1, 2]])).dtype == np.float32
         await pool.reload(predictor(np.float32))
         assert pids_of(pool) != before
+
+
+# --- from a model that is not row-wise to one that is, and back ---------------------
+
+
+async def test_requests_are_joined_again_after_a_reload_to_a_row_wise_model(stage: Stage) -> None:
+    async with PredictorPool(held(stage, row_wise=False), workers=1) as pool:
+        assert await rows_of_calls(pool, stage) == [1, 1, 1, 1]
+        await pool.reload(held(stage))
+        assert await rows_of_calls(pool, stage) == [1, 3]
+
+
+async def test_what_waits_is_not_joined_for_a_new_model_that_is_not_row_wise(stage: Stage) -> None:
+    async with (
+        PredictorPool(held(stage), workers=1) as pool,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(pool.predict, [0.0])
+        assert await stage.hears() == 1
+        for _ in range(3):
+            group.start_soon(pool.predict, [0.0])
+        await until_waiting(pool, 3)
+        group.start_soon(pool.reload, held(stage, row_wise=False))
+        await until(lambda: pool._dispatcher._retiring)  # type: ignore[union-attr]
+        stage.let_go(4)
+        assert [await stage.hears() for _ in range(3)] == [1, 1, 1]
+
+
+async def test_while_old_and_new_serve_side_by_side_each_gets_what_it_can_take(
+    stage: Stage, tmp_path: Path
+) -> None:
+    old_stage, loading = further_stage(tmp_path / "old"), further_stage(tmp_path / "loading")
+
+    def load() -> Callable[[Any], Any]:
+        (tmp_path / str(os.getpid())).touch()
+        if len(list(tmp_path.glob("[0-9]*"))) == 2:
+            loading.hold()
+
+        def predict(x: Any) -> Any:
+            stage.hold(len(x))
+            return x
+
+        return predict
+
+    async with (
+        PredictorPool(held(old_stage), workers=2) as pool,
+        anyio.create_task_group() as group,
+    ):
+        await pool.wait_ready()
+        group.start_soon(pool.reload, FunctionPredictor(load))
+        await loading.hears()  # the first new one serves, beside an old one
+        group.start_soon(pool.predict, [0.0])
+        group.start_soon(pool.predict, [0.0])
+        assert [await stage.hears(), await old_stage.hears()] == [1, 1]
+        for _ in range(4):
+            group.start_soon(pool.predict, [0.0])
+        await until_waiting(pool, 4)
+        stage.let_go()
+        assert await stage.hears() == 1
+        old_stage.let_go()
+        assert await old_stage.hears() == 3
+        for gate in (stage, old_stage, loading):
+            gate.let_go()
+    for more in (old_stage, loading):
+        more.close()
+
+
+def further_stage(folder: Path) -> Stage:
+    folder.mkdir()
+    return Stage(folder)
+
+
+async def test_what_was_learnt_of_a_model_is_kept_over_restarts_and_forgotten_with_it(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    def one_number(x: Any) -> Any:
+        stage.hold(len(x))
+        return np.zeros(1)
+
+    async with PredictorPool(calling(one_number, row_wise=True), workers=2) as pool:
+        await pool.wait_ready()
+        assert await rows_of_calls(pool, stage, busy=2) == [1, 1, 1, 1, 1, 3]
+        for worker in pids_of(pool):
+            os.kill(worker, signal.SIGKILL)
+        await until(lambda: pool.statistics().restarts == 2)
+        await pool.wait_ready()
+        assert await rows_of_calls(pool, stage, busy=2) == [1, 1, 1, 1, 1]
+        assert caplog.text.count("do not have the rows on their first axis") == 1
+        await pool.reload(held(stage))
+        assert await rows_of_calls(pool, stage, busy=2) == [1, 1, 3]
+
+
+async def rows_of_calls(pool: PredictorPool[Any], stage: Stage, busy: int = 1) -> list[int]:
+    """Have three requests wait for busy workers, and return the rows of all calls, sorted."""
+    async with anyio.create_task_group() as group:
+        for _ in range(busy):
+            group.start_soon(pool.predict, [0.0])
+        rows = [await stage.hears() for _ in range(busy)]
+        for _ in range(3):
+            group.start_soon(pool.predict, [0.0])
+        await until_waiting(pool, 3)
+        stage.let_go()
+        while pool.statistics().running or pool.statistics().waiting:
+            heard = stage.heard()
+            rows += heard
+            stage.let_go(busy - 1 + len(heard))
+            busy = 1
+            await anyio.sleep(0.001)
+    return sorted(rows + stage.heard())
 
 
 async def test_what_cannot_be_reloaded_is_an_error_at_once() -> None:

@@ -129,13 +129,40 @@ def test_requests_with_different_keys_never_share_a_batch_and_never_block_each_o
     assert only(serve(pool, second)).requests == [waiting[1], waiting[3]]
 
 
-def test_requests_without_a_key_share_a_batch_with_nobody() -> None:
+def test_a_worker_that_is_not_row_wise_gets_one_request_at_a_time_and_the_others_join() -> None:
     pool = scheduler()
-    waiting = [request(key=None), request(key=None)]
+    waiting = [request() for _ in range(4)]
     first = waiting_behind(pool, *waiting)
-    second = only(serve(pool, first))
-    assert second.requests == waiting[:1]
-    assert only(serve(pool, second)).requests == waiting[1:]
+    alone = only(pool.worker_ready(1, 0.0, row_wise=False))
+    assert (alone.slot, alone.requests) == (1, waiting[:1])
+    again = only(serve(pool, alone))
+    assert (again.slot, again.requests) == (1, waiting[1:2])
+    assert only(serve(pool, first)).requests == waiting[2:]
+
+
+def test_a_worker_that_is_not_row_wise_runs_what_is_left_of_a_halved_batch_one_by_one() -> None:
+    pool = scheduler()
+    waiting = [request() for _ in range(4)]
+    second = only(serve(pool, waiting_behind(pool, *waiting)))
+    pool.run_alone(0)  # it was found out by this very batch, say
+    third = only(pool.failed(0, second.id, Refused, 0.0))
+    assert third.requests == waiting[:1]
+    for expected in waiting[1:]:
+        third = only(serve(pool, third))
+        assert third.requests == [expected]
+    assert nothing(serve(pool, third))
+
+
+def test_requests_are_joined_again_once_a_row_wise_worker_has_the_slot() -> None:
+    pool = scheduler()
+    pool.worker_ready(0, 0.0, row_wise=False)
+    waiting = [request(), request(), request()]
+    first = only(pool.add(waiting[0], 0.0))
+    for each in waiting[1:]:
+        assert nothing(pool.add(each, 0.0))
+    pool.retire(0)
+    assert nothing(serve(pool, first))
+    assert only(pool.worker_ready(0, 0.0)).requests == waiting[1:]
 
 
 def test_a_worker_that_becomes_ready_gets_what_is_waiting() -> None:
@@ -573,6 +600,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.idle: set[int] = set()
         self.killed: set[int] = set()
         self.retired: set[int] = set()
+        self.alone: set[int] = set()
         self.old_ids: list[int] = []
         self.refused = self.batches = 0
         self.running_seconds = self.waiting_seconds = 0.0
@@ -580,12 +608,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.rejected = 1
         self.submit_many_that_fit_together(natures)
         for slot in sorted(ready):
-            self.worker_becomes_ready(slot)
+            self.worker_becomes_ready(slot, row_wise=True)
 
     # --- callers
 
     @rule(
-        key=st.sampled_from([None, "a", "b"]),
+        key=st.sampled_from(["a", "b", "c"]),
         rows=st.sampled_from([0, 1, 1, 1, 2, 3, 8]),
         timeout=st.sampled_from([math.inf, math.inf, 0.0, 2.0, 5.0]),
         nature=st.sampled_from([*Nature, Nature.GOOD, Nature.GOOD]),
@@ -641,13 +669,21 @@ class PoolMachine(RuleBasedStateMachine):
         return [slot for slot in SLOTS if slot not in there]
 
     @precondition(lambda self: self.empty_slots())
-    @rule(data=st.data())
-    def some_worker_becomes_ready(self, data: st.DataObject) -> None:
-        self.worker_becomes_ready(data.draw(st.sampled_from(self.empty_slots())))
+    @rule(data=st.data(), row_wise=st.booleans())
+    def some_worker_becomes_ready(self, data: st.DataObject, row_wise: bool) -> None:
+        self.worker_becomes_ready(data.draw(st.sampled_from(self.empty_slots())), row_wise)
 
-    def worker_becomes_ready(self, slot: int) -> None:
+    def worker_becomes_ready(self, slot: int, row_wise: bool) -> None:
         self.idle.add(slot)
-        self.carry_out(self.pool.worker_ready(slot, self.now))
+        self.alone.discard(slot)
+        if not row_wise:
+            self.alone.add(slot)
+        self.carry_out(self.pool.worker_ready(slot, self.now, row_wise=row_wise))
+
+    @rule(slot=st.sampled_from(SLOTS))
+    def some_worker_is_found_not_to_be_row_wise(self, slot: int) -> None:
+        self.alone.add(slot)
+        self.pool.run_alone(slot)
 
     @precondition(lambda self: self.working)
     @rule(data=st.data(), alone=st.booleans())
@@ -722,11 +758,16 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.retire(slot)
 
     @precondition(lambda self: self.retired - set(self.working))
-    @rule(data=st.data())
-    def some_worker_is_replaced(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), row_wise=st.booleans())
+    def some_worker_is_replaced(self, data: st.DataObject, row_wise: bool) -> None:
         slot = data.draw(st.sampled_from(sorted(self.retired - set(self.working))))
         self.retired.remove(slot)
-        self.worker_becomes_ready(slot)
+        self.worker_becomes_ready(slot, row_wise)
+
+    @precondition(lambda self: self.retired - set(self.working))
+    @rule(data=st.data())
+    def some_slot_is_done_away_with(self, data: st.DataObject) -> None:
+        self.worker_is_lost(data.draw(st.sampled_from(sorted(self.retired - set(self.working)))))
 
     @precondition(lambda self: self.retired)
     @rule(data=st.data())
@@ -775,7 +816,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert batch.id not in self.old_ids
         assert batch.requests
         (key,) = {one.key for one in batch.requests}
-        assert key is not None or len(batch.requests) == 1
+        assert batch.slot not in self.alone or len(batch.requests) == 1
         with_rows = [one for one in batch.requests if one.rows]
         assert batch.rows <= self.max_batch_size or len(with_rows) == 1
         assert all(one.deadline > self.now for one in batch.requests)
@@ -787,7 +828,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert batch.requests[0] is self.fresh[0]
             assert batch.requests == same[: len(batch.requests)]
             left = same[len(batch.requests) :]
-            if left and key is not None:
+            if left and batch.slot not in self.alone:
                 assert batch.rows + left[0].rows > self.max_batch_size
             self.fresh = [one for one in self.fresh if one not in batch.requests]
         self.working[batch.slot] = batch
@@ -885,7 +926,7 @@ class PoolMachine(RuleBasedStateMachine):
             if not self.live():
                 break
             for slot in self.empty_slots():
-                self.worker_becomes_ready(slot)
+                self.worker_becomes_ready(slot, row_wise=True)
             for slot in list(self.working):
                 self.worker_runs_its_batch(slot, alone=False)
         assert not self.live()

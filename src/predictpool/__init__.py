@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from predictpool.predictors._base import Predictor as Predictor
     from predictpool.predictors._estimator import EstimatorPredictor as EstimatorPredictor
     from predictpool.predictors._function import FunctionPredictor as FunctionPredictor
+    from predictpool.predictors._source import ModelSource as ModelSource
 
 # Resolved on first use: a worker imports this package too, and needs no event loop.
 _MODULES = {
@@ -35,6 +36,7 @@ _MODULES = {
     "FunctionPredictor": "predictors._function",
     "InvalidFeatures": "_errors",
     "LocalLauncher": "_local_launcher",
+    "ModelSource": "predictors._source",
     "PoolClosed": "_errors",
     "PoolStatistics": "_statistics",
     "PoolTimeout": "_errors",
@@ -57,6 +59,7 @@ __all__ = [
     "FunctionPredictor",
     "InvalidFeatures",
     "LocalLauncher",
+    "ModelSource",
     "PoolClosed",
     "PoolStatistics",
     "PoolTimeout",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import anyio
 import cloudpickle
@@ -66,14 +67,15 @@ class Dispatcher:
         self._scheduler = scheduler
         self._backend = backend
         self._clock = clock
-        self._row_wise = True
         self._handles: dict[int, WorkerHandle] = {}
+        self._models: dict[int, object] = {}
+        self._broke_rows: WeakSet[object] = WeakSet()
         self._broken: ErrorFactory | None = None
         self._timer: Cancellable | None = None
         self._timer_at = math.inf
         self._quiet: anyio.Event | None = None
         self._in_hand: Batch | None = None
-        self._retiring: tuple[int, anyio.Event] | None = None
+        self._retiring: dict[int, anyio.Event] = {}
 
     @property
     def signature(self) -> SignatureSource:
@@ -109,8 +111,7 @@ class Dispatcher:
             raise
         now = self._clock()
         limit = math.inf if timeout is None else timeout
-        key = call.schema if self._row_wise else None
-        request = Request(key, call.rows, now, now + limit, limit, call)
+        request = Request(call.schema, call.rows, now, now + limit, limit, call)
         self._carry_out(scheduler.add(request, now))
         return request, call
 
@@ -136,15 +137,19 @@ class Dispatcher:
 
     # --- workers -------------------------------------------------------------------
 
-    def worker_ready(self, slot: int, handle: WorkerHandle, ready: Ready) -> None:
-        """Give work to a worker."""
-        self._handles[slot] = handle
+    def worker_ready(self, slot: int, handle: WorkerHandle, ready: Ready, model: object) -> None:
+        """Give work to a worker.
+
+        Args:
+            model: the same object for all workers that have loaded the same; what is
+                learnt of one of them is remembered until the last has gone.
+        """
+        self._handles[slot], self._models[slot] = handle, model
         self._broken = None
         if isinstance(ready.signature, Signature) or not isinstance(self.signature, Signature):
             self.signature = ready.signature
-        if not ready.row_wise:
-            self._row_wise = False
-        self._carry_out(self._scheduler.worker_ready(slot, self._clock()))
+        row_wise = ready.row_wise and model not in self._broke_rows
+        self._carry_out(self._scheduler.worker_ready(slot, self._clock(), row_wise=row_wise))
 
     def worker_ending(self, slot: int) -> None:
         """Give nothing more to a worker that is about to be lost."""
@@ -165,22 +170,28 @@ class Dispatcher:
     async def retire(self, slot: int) -> None:
         """Give nothing more to a slot's worker, and wait until it has answered."""
         self._scheduler.retire(slot)
-        event = anyio.Event()
-        self._retiring = (slot, event)
+        event = self._retiring[slot] = anyio.Event()
         try:
             self._note_quiet()
             await event.wait()
         finally:
-            self._retiring = None
+            del self._retiring[slot]
 
     def unretire(self, slot: int) -> None:
         """Go on giving requests to a slot's worker, if it still has one."""
         if slot in self._handles:
             self._carry_out(self._scheduler.unretire(slot, self._clock()))
 
+    def forget(self, slot: int) -> None:
+        """Do away with a slot that is retired."""
+        self._handles.pop(slot, None)
+        self._models.pop(slot, None)
+        self._scheduler.worker_ending(slot)
+
     def worker_lost(self, slot: int, error: ErrorFactory) -> None:
         """Have the requests of a dead worker run again, or fail."""
         self._handles.pop(slot, None)
+        self._models.pop(slot, None)
         self._carry_out(self._scheduler.worker_lost(slot, error, self._clock()))
 
     def answered(self, slot: int, frame: Frame) -> None:
@@ -197,12 +208,8 @@ class Dispatcher:
 
     def failed(self, slot: int, batch_id: int, failure: Failure) -> None:
         """Take note that the model raised."""
-        if failure.broke_rows and self._row_wise:
-            self._row_wise = False
-            logger.warning(
-                "the outputs of the model do not have the rows on their first axis: from now "
-                "on every request runs as a call of its own"
-            )
+        if failure.broke_rows:
+            self._run_alone(slot)
         handle = self._handles.get(slot)
         where = f"slot {slot}" + (f", pid {handle.pid}" if handle else "")
         self._carry_out(
@@ -216,6 +223,20 @@ class Dispatcher:
         )
 
     # --- inside --------------------------------------------------------------------
+
+    def _run_alone(self, slot: int) -> None:
+        """Join no more requests for the model that a slot's worker has loaded."""
+        model = self._models.get(slot)
+        if model is None or model in self._broke_rows:
+            return
+        self._broke_rows.add(model)
+        for other, loaded in self._models.items():
+            if loaded is model:
+                self._scheduler.run_alone(other)
+        logger.warning(
+            "the outputs of the model do not have the rows on their first axis: from now "
+            "on every request runs as a call of its own"
+        )
 
     def _encode(self, features: Any, one: bool) -> Call:
         waiter = self._backend.waiter()
@@ -291,8 +312,9 @@ class Dispatcher:
     def _note_quiet(self) -> None:
         if self._quiet is not None and self._scheduler.quiet:
             self._quiet.set()
-        if self._retiring is not None and self._scheduler.batch_of(self._retiring[0]) is None:
-            self._retiring[1].set()
+        for slot, event in self._retiring.items():
+            if self._scheduler.batch_of(slot) is None:
+                event.set()
 
 
 def _wake(request: Request, result: Result) -> None:

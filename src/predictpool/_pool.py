@@ -16,7 +16,7 @@ import anyio
 import cloudpickle
 
 from predictpool._backend import Backend, current_backend
-from predictpool._devices import available_cores, plan, worth
+from predictpool._devices import Device, available_cores, plan, worth
 from predictpool._dispatcher import Call, Dispatcher, Result
 from predictpool._errors import PoolClosed, PredictorPoolError
 from predictpool._features._signature import Signature
@@ -74,12 +74,18 @@ class PredictorPool(Generic[OutputsT]):
         start_timeout: seconds that a worker may take to start, load and warm up.
         hang_timeout: seconds that a batch may run; its worker is killed after that.
         grace_period: seconds that requests, and then workers, get to finish in `aclose`.
+        watch: seconds from one look for a newer version of the model to the next: where there
+            is one the pool reloads by itself, see `reload`. It must have been there unchanged
+            for one of these times, so a half-written one is never taken (and one that is
+            followed sooner by the next is passed over); if it fails the log says why, and
+            the running model goes on.
         warmup: features that every worker runs before it is ready. Without them a
             predictor whose signature is known runs one row of zeros and empty text.
         launcher: where the workers live; processes on this machine by default.
         name: what the pool is called in its ``repr``.
 
-    For all limits in seconds and for ``max_waiting`` None means no limit.
+    For all limits in seconds and for ``max_waiting`` None means no limit; ``watch=None``
+    means that nobody looks.
 
     Raises:
         TypeError: ``predictor`` is no predictor, or an option has the wrong type.
@@ -98,6 +104,7 @@ class PredictorPool(Generic[OutputsT]):
         start_timeout: float | None = 120.0,
         hang_timeout: float | None = 60.0,
         grace_period: float | None = 10.0,
+        watch: float | None = None,
         warmup: Any = None,
         launcher: Launcher | None = None,
         name: str = "",
@@ -112,8 +119,11 @@ class PredictorPool(Generic[OutputsT]):
             ("start_timeout", start_timeout),
             ("hang_timeout", hang_timeout),
             ("grace_period", grace_period),
+            ("watch", watch),
         ):
             _check_seconds(option, limit)
+        if watch == 0:
+            raise ValueError("watch is 0, expected more than 0 seconds, or None")
         _check_launcher(launcher)
         if not isinstance(name, str):
             raise TypeError(f"name is {name!r}, expected text")
@@ -124,6 +134,7 @@ class PredictorPool(Generic[OutputsT]):
         self._timeout = timeout
         self._start_timeout = start_timeout
         self._grace_period = grace_period
+        self._watch = watch
         self._warmup = warmup
         self._launcher: Launcher = LocalLauncher() if launcher is None else launcher
         self._scheduler = Scheduler(
@@ -157,6 +168,8 @@ class PredictorPool(Generic[OutputsT]):
         Raises:
             WorkerStartError: the first worker could not load or warm up the predictor;
                 the worker's traceback is in it.
+            ValueError: ``watch`` is given, and the predictor does not say where its model
+                comes from.
             RuntimeError: the pool was opened before.
             OSError: this system lacks what the processes need.
         """
@@ -167,16 +180,18 @@ class PredictorPool(Generic[OutputsT]):
         recipe = self._recipe(self._predictor)
         backend = current_backend(_weakly(self))
         self._launcher.bind(backend, tuple(self._predictor.preload))
-        cores = available_cores()
-        devices = plan(self._workers, cores, worth(cores))
+        devices = _devices_for(self._workers)
         self._phase = _Phase.OPENING
         self._backend = backend
         self._dispatcher = Dispatcher(self._scheduler, backend)
         self._dispatcher.signature = self._predictor.signature
-        self._supervisor = Supervisor(self._launcher, self._dispatcher, devices, recipe)
+        self._supervisor = Supervisor(
+            self._launcher, self._dispatcher, devices, recipe, self._watch
+        )
         backend.spawn(self._supervisor.run, repr(self))
         try:
             await self._supervisor.wait_ready(1)
+            self._supervisor.check_source(self._supervisor.source)
         except BaseException:
             if self._phase is _Phase.OPENING:
                 await self._end(-math.inf)
@@ -212,6 +227,7 @@ class PredictorPool(Generic[OutputsT]):
         assert self._supervisor is not None
         assert self._dispatcher is not None
         self._phase = _Phase.CLOSING
+        self._supervisor.stop_watching()
         try:
             with anyio.CancelScope(deadline=deadline):
                 await self._dispatcher.drained()
@@ -227,16 +243,12 @@ class PredictorPool(Generic[OutputsT]):
 
         Raises:
             WorkerStartError: so many will not be ready any more.
+            ValueError: the pool is smaller than that.
             PoolClosed: the pool is not open.
         """
         supervisor = self._open_supervisor()
         _check_count("workers", workers, 0, optional=True)
-        if workers is not None and workers > len(supervisor.slots):
-            raise ValueError(
-                f"workers is {workers}, but the pool has {len(supervisor.slots)}: "
-                "so many will never be ready"
-            )
-        await supervisor.wait_ready(len(supervisor.slots) if workers is None else workers)
+        await supervisor.wait_ready(workers)
 
     async def reload(self, predictor: Predictor[OutputsT] | None = None) -> None:
         """Load the model anew in every slot, one after another, while the pool serves on.
@@ -253,13 +265,34 @@ class PredictorPool(Generic[OutputsT]):
         Raises:
             WorkerStartError: a new worker could not load or warm up; its slot and those
                 behind it keep the model they have.
-            ValueError: the new predictor's signature is not the pool's.
+            ValueError: the new predictor's signature is not the pool's, or the pool is to
+                ``watch`` and it does not say where its model comes from.
             PoolClosed: the pool is not open, or was closed meanwhile.
         """
         supervisor = self._open_supervisor()
         if predictor is not None:
             _check_predictor(predictor)
         await supervisor.reload(None if predictor is None else self._recipe(predictor))
+
+    async def resize(self, workers: int) -> None:
+        """Have more or fewer workers, while the pool serves on.
+
+        New workers take the next cores in turn, and this returns when they are ready. Those
+        that are too many, the ones in the highest slots, get nothing new, finish what they
+        run and end. Reloads and resizes that overlap are made one after the other; cancelled,
+        the pool stays as large as it is by then.
+
+        Args:
+            workers: how many from now on, at least one.
+
+        Raises:
+            WorkerStartError: a new worker could not load or warm up. Those that are ready
+                stay: `statistics` has the number that was reached.
+            PoolClosed: the pool is not open, or was closed meanwhile.
+        """
+        supervisor = self._open_supervisor()
+        _check_count("workers", workers, 1)
+        await supervisor.resize(_devices_for(workers))
 
     # --- predicting ----------------------------------------------------------------
 
@@ -316,13 +349,13 @@ class PredictorPool(Generic[OutputsT]):
             batches: yields features as for `predict`.
             timeout: seconds for each request.
         """
-        ahead = 2 * len(self._open_supervisor().slots)
+        slots = self._open_supervisor().slots
         pending: deque[tuple[Request, Call]] = deque()
         error: Exception | None = None
         try:
             async with aclosing(_iterate(batches)) as source:
                 async for features, broken in source:
-                    while len(pending) >= ahead or (pending and self._scheduler.full):
+                    while pending and (len(pending) >= 2 * len(slots) or self._scheduler.full):
                         yield cast(OutputsT, await self._outcome(*pending.popleft()))
                     error = broken or self._try_submit(features, timeout, pending)
                     if error is not None:
@@ -481,6 +514,11 @@ def _weakly(pool: PredictorPool[Any]) -> Callable[[Exception], None]:
             held._on_bug(error)  # noqa: SLF001 - a function of this module, not of another
 
     return on_bug
+
+
+def _devices_for(workers: int | None) -> list[Device]:
+    cores = available_cores()
+    return plan(workers, cores, worth(cores))
 
 
 # --- the checks of options ---------------------------------------------------------

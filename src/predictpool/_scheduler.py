@@ -9,6 +9,8 @@ The rules:
 - One queue for the whole pool. A worker that can take more gets the oldest requests that
   fit together, up to ``max_batch_size`` rows; nobody waits while a worker is idle.
 - Requests with different keys never share a batch and never block each other.
+- A worker whose model is not row-wise gets one request at a time; the others' requests are
+  joined all the same.
 - A batch that the model refused is halved until only the guilty requests fail.
 - The requests of a worker that died run again, each alone, at most ``retries`` times.
 """
@@ -44,7 +46,7 @@ class Request:
     """One `predict` call.
 
     Attributes:
-        key: requests with equal keys may share a batch; None for one that must not.
+        key: requests with equal keys may share a batch.
         rows: how many rows it has.
         timeout: the caller's limit in seconds, for the message.
         submitted_at, deadline, started_at: in seconds of the pool's clock.
@@ -121,6 +123,7 @@ class Scheduler:
         self._again: deque[list[Request]] = deque()
         self._idle: list[int] = []
         self._retired: set[int] = set()
+        self._alone: set[int] = set()
         self._running: dict[int, Batch] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
         self._order = itertools.count()
@@ -207,9 +210,16 @@ class Scheduler:
 
     # --- workers -------------------------------------------------------------------
 
-    def worker_ready(self, slot: int, now: float) -> Todo:
-        """Give work to a worker that has just become ready."""
+    def worker_ready(self, slot: int, now: float, *, row_wise: bool = True) -> Todo:
+        """Give work to a worker that has just become ready.
+
+        Args:
+            row_wise: whether requests may share one of its calls.
+        """
         self._retired.discard(slot)
+        self._alone.discard(slot)
+        if not row_wise:
+            self._alone.add(slot)
         self._idle.append(slot)
         return self._dispatch(now, Todo())
 
@@ -259,6 +269,10 @@ class Scheduler:
             size = 1 if alone else (len(live) + 1) // 2
             self._run_again([live[i : i + size] for i in range(0, len(live), max(size, 1))])
         return self._free(batch, now, todo)
+
+    def run_alone(self, slot: int) -> None:
+        """Have every further request to a worker be a call of its own."""
+        self._alone.add(slot)
 
     def worker_ending(self, slot: int) -> None:
         """Give nothing more to a worker; what it still answers counts."""
@@ -369,7 +383,7 @@ class Scheduler:
         # An expired request never reaches a worker, however late the pool's timer is.
         self._time_out(now, todo)
         while self._idle and self._arrived:
-            requests = list(self._take())
+            requests = list(self._take(self._idle[-1] in self._alone))
             if not requests:
                 continue
             batch = Batch(next(self._ids), self._idle.pop(), requests, now)
@@ -382,10 +396,14 @@ class Scheduler:
             todo.send.append(batch)
         return todo
 
-    def _take(self) -> Iterator[Request]:
-        """Take the oldest requests that fit together out of the queue."""
+    def _take(self, alone: bool) -> Iterator[Request]:
+        """Take the oldest requests that fit together out of the queue, or the oldest one."""
         if self._again:
-            yield from (r for r in self._again.popleft() if r.state is State.WAITING)
+            group = [r for r in self._again.popleft() if r.state is State.WAITING]
+            if alone and len(group) > 1:
+                self._again.appendleft(group[1:])
+                del group[1:]
+            yield from group
             return
         key, queue = min(self._queues.items(), key=self._age)
         rows = 0
@@ -396,7 +414,7 @@ class Scheduler:
                 break
             del queue[request]
             yield request
-            if key is None:
+            if alone:
                 break
         if not queue:
             del self._queues[key]

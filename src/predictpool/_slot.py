@@ -18,6 +18,7 @@ from predictpool._launcher import End, Launcher, WorkerHandle
 from predictpool._statistics import WorkerInfo
 from predictpool._wire import Frame
 from predictpool._worker import Failure, Ready, Start
+from predictpool.predictors._source import ModelSource
 
 logger = logging.getLogger("predictpool")
 
@@ -53,9 +54,9 @@ class Backoff:
         return delay * random.uniform(0.5, 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
-    """What workers are started with."""
+    """What workers are started with; one for each time that the pool loads a model."""
 
     predictor: bytes
     warmup: bytes | None
@@ -76,6 +77,7 @@ class Slot:
     Attributes:
         worker: the one whose answers count, or None.
         filling: held by whoever starts a worker for this slot.
+        keeping: what ends the work of keeping it filled.
         last_error: how the last worker failed, in words.
     """
 
@@ -86,6 +88,7 @@ class Slot:
         self.state = SlotState.EMPTY
         self.worker: Worker | None = None
         self.filling = anyio.Lock()
+        self.keeping = anyio.CancelScope()
         self.backoff = Backoff()
         self.last_error = ""
         self._filled = anyio.Event()
@@ -96,7 +99,7 @@ class Slot:
         assert worker.handle is not None
         self.worker, self.state = worker, SlotState.READY
         self._filled.set()
-        self.dispatcher.worker_ready(self.number, worker.handle, ready)
+        self.dispatcher.worker_ready(self.number, worker.handle, ready, worker.recipe)
 
     def lose(self, worker: Worker, end: End) -> None:
         """Take note of a worker's end; its requests go elsewhere at once."""
@@ -107,6 +110,12 @@ class Slot:
             self._lost.set()
             self._lost = anyio.Event()
             self.dispatcher.worker_lost(self.number, lambda: worker.broken_error(end))
+
+    def vacate(self) -> Worker | None:
+        """Have no worker any more. Returns the last one, which runs nothing."""
+        worker, self.worker, self.state = self.worker, None, SlotState.EMPTY
+        self.dispatcher.forget(self.number)
+        return worker
 
     def give_up(self) -> None:
         """Start no more workers, until somebody else does."""
@@ -126,11 +135,13 @@ class Worker:
 
     Attributes:
         handle, pid: set as soon as the process is there.
+        recipe: what it was started with.
         end: how it ended, or None.
     """
 
     def __init__(self, slot: Slot) -> None:
         self.handle: WorkerHandle | None = None
+        self.recipe: Recipe | None = None
         self.end: End | None = None
         self.pid: int | None = None
         self._slot = slot
@@ -144,7 +155,7 @@ class Worker:
         Raises:
             WorkerStartError: it failed, or took longer than ``start_timeout``.
         """
-        slot = self._slot
+        slot, self.recipe = self._slot, recipe
         signature = slot.dispatcher.signature
         known = signature if isinstance(signature, Signature) else None
         start = Start(recipe.predictor, slot.device, recipe.warmup, known)
@@ -182,6 +193,11 @@ class Worker:
             load_seconds=ready.load_seconds,
             warning=ready.warning,
         )
+
+    @property
+    def source(self) -> ModelSource | None:
+        """Where newer versions of its model come from, as far as it has said so."""
+        return None if self._ready is None else self._ready.source
 
     def stop(self) -> None:
         """Ask it to let go of the model and end."""

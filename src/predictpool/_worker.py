@@ -24,6 +24,7 @@ from predictpool._devices import Device
 from predictpool._features._signature import Signature, SignatureSource, as_arrays
 from predictpool._features._spec import Arrays
 from predictpool._wire import Frame, Kind
+from predictpool.predictors._source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ class Ready:
         row_wise: whether rows of several requests may share a call.
         load_seconds: how long loading and warming up took.
         warning: something that the user should know, or "".
+        source: where newer versions of the model come from, or None.
     """
 
     signature: SignatureSource
     row_wise: bool
     load_seconds: float
     warning: str
+    source: ModelSource | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,19 @@ def _start(start: Start) -> tuple[Any, Ready]:
             "depend on the other rows, so every request runs as a call of its own; such a "
             "predictor should say row_wise=False"
         )
-    return predictor, Ready(predictor.signature, row_wise, time.monotonic() - began, warning)
+    seconds = time.monotonic() - began
+    return predictor, Ready(predictor.signature, row_wise, seconds, warning, _source(predictor))
+
+
+def _source(predictor: Any) -> ModelSource | None:
+    """Return where newer versions come from, as far as the predictor says it."""
+    source = getattr(predictor, "source", None)
+    if source is not None and not isinstance(source, ModelSource):
+        raise TypeError(
+            f"the predictor's source is {source!r}, expected a ModelSource or None: "
+            "ModelSource.at(path, kind) makes one"
+        )
+    return source
 
 
 def _warmup_features(signature: SignatureSource, start: Start) -> tuple[Arrays, bool] | None:

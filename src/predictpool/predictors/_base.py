@@ -25,6 +25,9 @@ class Predictor(Protocol[Outputs_co]):
             alone, so that the rows of several requests may share one call.
         signature: the features it takes. ``None``: whatever it is given. ``"infer"``:
             whatever the first request has, from then on.  May be set by `load`.
+
+    It may also have an attribute ``source``, a `ModelSource` that `load` sets, which says
+    where newer versions of its model come from; without one it cannot be watched.
     """
 
     @property

@@ -37,6 +37,7 @@ from predictpool.predictors._estimator_models import (
     empty_outputs,
     prediction_name,
 )
+from predictpool.predictors._source import ModelSource
 
 Method = Literal["generator", "session"]
 
@@ -99,6 +100,7 @@ class EstimatorPredictor:
         _check_transform(transform, signature)
         self.method: Method = method
         self.row_wise: bool = row_wise
+        self.source: ModelSource | None = None
         self._relaxed = partial(
             Signature.relaxed, extra=extra, missing=missing, allow_nan=allow_nan
         )
@@ -131,6 +133,8 @@ class EstimatorPredictor:
         if self.method == "session":
             _require_known_predict(estimator)
         _limit_threads(estimator, device.threads)
+        if self._checkpoint_path is None and "://" not in estimator.model_dir:
+            self.source = ModelSource.at(estimator.model_dir, "checkpoint")
         path = _find_checkpoint(estimator, self._checkpoint_path)
         self._checkpoint = Checkpoint(estimator, path, self._predict_keys)
         if self.signature == "infer":
