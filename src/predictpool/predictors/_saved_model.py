@@ -9,11 +9,14 @@ TensorFlow is imported in `SavedModelPredictor.load`, so only ever in a worker.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from predictpool._columns import Array
 from predictpool._devices import Device
@@ -89,7 +92,7 @@ class SavedModelPredictor:
         self._relaxed = partial(
             Signature.relaxed, extra=extra, missing=missing, allow_nan=allow_nan
         )
-        self._sparse: list[str] = []
+        self._sparse: dict[str, FeatureSpec] = {}
         self._model: LoadedModel | None = None
         self._empty: dict[str, Array] | None = None
 
@@ -102,16 +105,16 @@ class SavedModelPredictor:
                 or what is said of the features does not fit.
             RuntimeError: this TensorFlow cannot run it.
         """
-        _require_tensorflow()
         folder = find_model(self._path)
+        _import_all(self.preload)
         session = Session(folder, device.threads)
         signatures = session.meta_graph.signature_def
         name = _chosen(self._name, _served(signatures), folder)
         signature = signatures[name]
         taken = _signature_of(name, signature.inputs)
-        _require_dense(signature.outputs)
+        _require_arrays(signature.outputs)
         self.signature = self._relaxed(taken)
-        self._sparse = [feature for feature, spec in taken.features.items() if spec.ragged]
+        self._sparse = {name: spec for name, spec in taken.features.items() if spec.ragged}
         self._empty = empty_outputs(signature)
         if session.holds(signature):
             self.method, self._model = "session", session.model(signature)
@@ -134,8 +137,8 @@ class SavedModelPredictor:
         if self._empty is not None and len(next(iter(features.values()))) == 0:
             return dict(self._empty)
         fed: dict[str, Any] = dict(features)
-        for name in self._sparse:
-            fed[name] = sparse_parts(fed[name])
+        for name, spec in self._sparse.items():
+            fed[name] = sparse_parts(fed[name]) if len(fed[name]) else _no_parts(spec)
         return self._model.run(fed)
 
     def close(self) -> None:
@@ -191,38 +194,55 @@ def _signature_of(name: str, inputs: Mapping[str, Any]) -> Signature:
 def _spec(name: str, info: Any) -> FeatureSpec:
     kind = info.WhichOneof("encoding")
     if kind == "composite_tensor":
-        raise _unfit(name, "a composite tensor", "build it in the signature from dense inputs")
-    dtype = numpy_dtype(info.dtype)
-    if dtype.kind not in "biufcO" or (dtype.kind == "O") != (info.dtype == _STRING):
-        raise _unfit(name, f"of the dtype {dtype_name(info.dtype)}", "take float32 and cast it")
+        raise _unfit(
+            f"input {name!r}", "is a composite tensor, and features are arrays", "take dense parts"
+        )
+    if not _has_arrays(info.dtype):
+        said = f"has the dtype {dtype_name(info.dtype)}, which numpy lacks"
+        raise _unfit(f"input {name!r}", said, "take float32 and cast it")
     shape = info.tensor_shape
     if shape.unknown_rank:
-        raise _unfit(name, "of unknown rank", "give it a shape in the input_signature")
+        said = "is of unknown rank, so that nobody knows what a row is"
+        raise _unfit(f"input {name!r}", said, "give it a shape in input_signature")
     axes = tuple(None if axis.size < 0 else axis.size for axis in shape.dim)
     if axes[:1] != (None,):
-        said = f"of the shape {list(axes)}, without an axis for rows"
-        raise _unfit(name, said, "let its shape begin with None")
+        said = f"has the shape {list(axes)}, in which no axis is for the rows"
+        raise _unfit(f"input {name!r}", said, "let its shape begin with None")
     if kind == "coo_sparse":
         if len(axes) != 2:
-            raise _unfit(name, f"sparse, of the shape {list(axes)}", "make it [None, None]")
-        return FeatureSpec(dtype, ragged=True)
-    return FeatureSpec(dtype, axes[1:])
+            said = f"is sparse and has the shape {list(axes)}"
+            raise _unfit(
+                f"input {name!r}", said, "make that [None, None]: rows of their own lengths"
+            )
+        return FeatureSpec(numpy_dtype(info.dtype), ragged=True)
+    return FeatureSpec(numpy_dtype(info.dtype), axes[1:])
 
 
-def _require_dense(outputs: Mapping[str, Any]) -> None:
+def _require_arrays(outputs: Mapping[str, Any]) -> None:
     for name, info in sorted(outputs.items()):
         if info.WhichOneof("encoding") != "name":
-            raise ValueError(
-                f"the output {name!r} of the SavedModel is ragged or sparse; answers are arrays. "
-                "Export the model with another signature: make it dense, with .to_tensor() or "
-                "tf.sparse.to_dense()"
-            )
+            said = "is ragged or sparse, and answers are arrays"
+            remedy = "make it dense, with .to_tensor() or tf.sparse.to_dense()"
+        elif not _has_arrays(info.dtype):
+            said = f"has the dtype {dtype_name(info.dtype)}, which numpy lacks"
+            remedy = "cast it to float32"
+        else:
+            continue
+        raise _unfit(f"output {name!r}", said, remedy)
 
 
-def _unfit(name: str, what: str, remedy: str) -> ValueError:
+def _no_parts(spec: FeatureSpec) -> tuple[Array, Array, Array]:
+    """Return the indices, values and dense shape of no rows."""
+    return np.empty((0, 2), np.int64), np.empty(0, spec.dtype), np.zeros(2, np.int64)
+
+
+def _has_arrays(dtype: int) -> bool:
+    return dtype == _STRING or numpy_dtype(dtype).kind in "biufc"
+
+
+def _unfit(part: str, what: str, remedy: str) -> ValueError:
     return ValueError(
-        f"the input {name!r} of the SavedModel is {what}; a feature is an array whose first axis "
-        f"is the rows. Export the model with another signature: {remedy}"
+        f"the {part} of the SavedModel {what}. Export the model with another signature: {remedy}"
     )
 
 
@@ -231,10 +251,15 @@ def _served(signatures: Mapping[str, Any]) -> list[str]:
     return [name for name in signatures if not name.startswith("__saved_model_")]
 
 
-def _require_tensorflow() -> None:
-    try:
-        import tensorflow as tf  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'TensorFlow is not installed: pip install "predictpool[tensorflow]"', name=error.name
-        ) from error
+def _import_all(names: tuple[str, ...]) -> None:
+    """Import what a template imports: workers that are started afresh have not."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != "tensorflow":
+                raise
+            raise ModuleNotFoundError(
+                'TensorFlow is not installed: pip install "predictpool[tensorflow]"',
+                name=error.name,
+            ) from error

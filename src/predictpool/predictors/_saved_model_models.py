@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from predictpool._columns import Array
+from predictpool.predictors._model_files import MODEL_FILE, read_contents
 
 SERVE = "serve"
 
@@ -43,7 +45,7 @@ class Session:
         )
         self._graph = tf.Graph()
         self._session = v1.Session(graph=self._graph, config=config)
-        with self._graph.as_default(), _quiet(tf):
+        with self._graph.as_default(), _quiet(tf), _explained(folder):
             self.meta_graph = v1.saved_model.load(self._session, [SERVE], str(folder))
 
     def holds(self, signature: Any) -> bool:
@@ -108,7 +110,8 @@ class FunctionModel:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
         self._tensor = tf.constant
-        self._root = tf.saved_model.load(str(folder), tags=[SERVE])  # owns the variables
+        with _explained(folder):
+            self._root = tf.saved_model.load(str(folder), tags=[SERVE])  # owns the variables
         self._function = self._root.signatures[name]
 
     def run(self, features: dict[str, Any]) -> dict[str, Array]:
@@ -159,6 +162,62 @@ def _quiet(tf: Any) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+# --- what this TensorFlow cannot load ----------------------------------------------
+
+_OPERATION = re.compile(r"(?:Op type not registered|registered to support Op) '(\w+)'")
+_TAGS = re.compile(r"available tags '\[(.*)\]'")
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Say what to do about a model that this TensorFlow cannot load."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        explanation = _explanation(folder, str(error))
+        if explanation is None:
+            raise
+        raise RuntimeError(explanation) from error
+
+
+def _explanation(folder: Path, said: str) -> str | None:
+    import tensorflow as tf
+
+    here = f"TensorFlow {tf.__version__}"
+    model = f"the SavedModel in {str(folder)!r}"
+    wrote = read_contents(folder / MODEL_FILE).version
+    if wrote:
+        model += f" (written by TensorFlow {wrote})"
+    if operation := _OPERATION.search(said):
+        return f"{model} needs the operation {operation[1]}, which {here} " + _remedy(operation[1])
+    if "min consumer version" in said:
+        return f"{model} is too new for {here}: install TensorFlow {wrote} or newer"
+    if tags := _TAGS.search(said):
+        return (
+            f"{model} has no graph with the tag 'serve', only {tags[1] or 'ones without tags'}: "
+            "export it for serving"
+        )
+    return None
+
+
+def _remedy(operation: str) -> str:
+    if operation.startswith("BoostedTrees"):
+        return (
+            "cannot run: TensorFlow 2.8 was the last that could. Retrain the model with a library "
+            "for trees that is alive, such as TensorFlow Decision Forests or XGBoost"
+        )
+    return (
+        "does not have. If it comes with a library, have that imported before the model is "
+        "loaded: predictor.preload += ('tensorflow_text',), for example; if it is "
+        "TensorFlow's, install the version that wrote the model"
+    )
+
+
+# --- arrays ------------------------------------------------------------------------
 
 
 def empty_outputs(signature: Any) -> dict[str, Array] | None:

@@ -4,29 +4,14 @@ No TensorFlow in here: the application may ask, too.
 
 A version is written while others look at its folder. TensorFlow writes ``saved_model.pb``
 last; those that copy a model write its files in any order, and a file is there before its
-last byte is. So what a version needs is read from ``saved_model.pb`` itself, by the wire
-format of protocol buffers, of which a few bytes are enough.
+last byte is. So the files themselves are asked.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-MODEL_FILE = "saved_model.pb"
-
-_INDEX = "variables.index"
-_SHARD = re.compile(r"variables\.data-\d+-of-(\d+)")
-
-# The last bytes of an index of variables, which is a table of LevelDB's.
-_TABLE_END = (0xDB4775248B80FB57).to_bytes(8, "little")
-
-# Numbers of fields in the messages SavedModel, MetaGraphDef and AssetFileDef.
-_META_GRAPH = 2
-_SAVER, _ASSET, _OBJECTS = 3, 6, 7
-_ASSET_NAME = 2
+from predictpool.predictors._model_files import MODEL_FILE, CutOff, file_sizes, read_contents
 
 
 def find_model(path: Path) -> Path:
@@ -62,96 +47,38 @@ def find_model(path: Path) -> Path:
 def lacks(folder: Path) -> str | None:
     """Return what a SavedModel lacks, as one that is being written does; None if it is whole."""
     try:
-        with (folder / MODEL_FILE).open("rb") as file:
-            needs_variables, assets = _needs(file)
+        contents = read_contents(folder / MODEL_FILE)
     except FileNotFoundError:
         return f"there is no {MODEL_FILE}"
-    except _CutOff:
+    except CutOff:
         return f"{MODEL_FILE} is cut off"
-    missing = _lacking_variables(folder / "variables", needed=needs_variables)
-    if missing is None:
-        absent = [name for name in assets if not (folder / "assets" / name).exists()]
-        missing = f"there is no assets/{absent[0]}" if absent else None
-    return missing
+    if contents.variables and (missing := _lacking_variables(folder)):
+        return missing
+    absent = [name for name in contents.assets if not (folder / "assets" / name).exists()]
+    return f"there is no assets/{absent[0]}" if absent else None
+
+
+def _lacking_variables(folder: Path) -> str | None:
+    index = folder / "variables" / "variables.index"
+    name = f"{index.parent.name}/{index.name}"
+    try:
+        sizes = file_sizes(index)
+    except FileNotFoundError:
+        return f"there is no {name}"
+    except CutOff:
+        return f"{name} is cut off"
+    for number, size in sizes.items():
+        name = f"variables/variables.data-{number:05}-of-{len(sizes):05}"
+        if not (folder / name).exists():
+            return f"there is no {name}"
+        if (folder / name).stat().st_size < size:
+            return f"{name} is cut off"
+    return None
 
 
 def _versions(path: Path) -> list[Path]:
     numbered = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]
     return sorted(numbered, key=lambda entry: int(entry.name), reverse=True)
-
-
-def _lacking_variables(folder: Path, *, needed: bool) -> str | None:
-    index = folder / _INDEX
-    if not index.exists():
-        return f"there is no variables/{_INDEX}" if needed else None
-    if not index.read_bytes().endswith(_TABLE_END):
-        return f"variables/{_INDEX} is cut off"
-    shards = [match for entry in folder.iterdir() if (match := _SHARD.fullmatch(entry.name))]
-    if not shards or len(shards) < int(shards[0][1]):
-        return "a file variables/variables.data-… is missing"
-    return None
-
-
-# --- the wire format of protocol buffers -------------------------------------------
-
-
-class _CutOff(Exception):
-    """Raised where a message ends before its last field does."""
-
-
-def _needs(file: BinaryIO) -> tuple[bool, list[str]]:
-    """Return whether a SavedModel has variables to restore, and the names of its assets."""
-    file.seek(0, 2)
-    end = file.tell()
-    variables, assets, graphs = False, [], 0
-    for number, start, stop in _fields(file, 0, end):
-        if number != _META_GRAPH:
-            continue
-        graphs += 1
-        for part, begin, over in _fields(file, start, stop):
-            variables |= part in (_SAVER, _OBJECTS)
-            if part == _ASSET:
-                assets += [
-                    _text(file, first, last)
-                    for field, first, last in _fields(file, begin, over)
-                    if field == _ASSET_NAME
-                ]
-    if not graphs:
-        raise _CutOff
-    return variables, assets
-
-
-def _fields(file: BinaryIO, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the number, the start and the end of each field of a message."""
-    while position < end:
-        tag, position = _varint(file, position)
-        kind = tag & 7
-        if kind == 0:
-            start, (_, position) = position, _varint(file, position)
-        elif kind == 2:
-            length, start = _varint(file, position)
-            position = start + length
-        else:
-            start, position = position, position + {1: 8, 5: 4}.get(kind, end)
-        if position > end:
-            raise _CutOff
-        yield tag >> 3, start, position
-
-
-def _varint(file: BinaryIO, position: int) -> tuple[int, int]:
-    """Return a number of variable length, and where it ends."""
-    file.seek(position)
-    number = 0
-    for count, byte in enumerate(file.read(10)):
-        number |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80:
-            return number, position + count + 1
-    raise _CutOff
-
-
-def _text(file: BinaryIO, start: int, end: int) -> str:
-    file.seek(start)
-    return file.read(end - start).decode()
 
 
 # --- messages ----------------------------------------------------------------------
