@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [latency|budget|startup|soak|overload]``."""
+"""The command line: ``python -m benchmarks [latency|budget|startup|saved|soak|overload]``."""
 
 import argparse
 import sys
@@ -17,6 +17,7 @@ from benchmarks import (
     models,
     overload,
     report,
+    saved_models,
     soak,
     startup,
 )
@@ -26,14 +27,21 @@ from predictpool import _census
 
 QUICK_STEPS = 20
 # How long each benchmark lasts; None where that is not for the caller to say.
-MINUTES = {"latency": None, "budget": None, "startup": None, "soak": 10.0, "overload": 1.0}
+MINUTES = {
+    "latency": None,
+    "budget": None,
+    "startup": None,
+    "saved": None,
+    "soak": 10.0,
+    "overload": 1.0,
+}
 
 
 def main() -> None:
     """Run one benchmark, print what came of it."""
     options = parse()
     _census.silence()  # the processes that are started inherit it
-    without_model = {"soak": measure_soak, "overload": measure_overload}
+    without_model = {"saved": measure_saved, "soak": measure_soak, "overload": measure_overload}
     if options.benchmark in without_model:
         without_model[options.benchmark](report.Run(None, options.quick), options)
     else:
@@ -93,6 +101,12 @@ def measure_startup(run: report.Run, model: Model, options: argparse.Namespace) 
     """Run ``startup``."""
     outcome = startup.run(model, quick=options.quick, note=note)
     tell(run, options, "startup", outcome, startup.goals(outcome), show=report.show_startup)
+
+
+def measure_saved(run: report.Run, options: argparse.Namespace) -> None:
+    """Run ``saved``."""
+    found = saved_models.run(options.model_dir, quick=options.quick, note=note)
+    tell(run, options, "saved", found, [], show=report.show_saved)
 
 
 def measure_soak(run: report.Run, options: argparse.Namespace) -> None:

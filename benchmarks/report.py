@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import budget, encoding, latency, overload, soak, startup
+from benchmarks import budget, encoding, latency, overload, saved_models, soak, startup
 from benchmarks.figures import Goal, Spread
 from benchmarks.models import Model
 
@@ -219,6 +219,26 @@ def _show_memory(paper: Paper, found: startup.Outcome) -> None:
                 pool.total_without_template,
             )
             table.add_row(f"{pool.workers} {name}", *(f"{size / 1e6:,.0f}" for size in sizes))
+    paper.print(table)
+
+
+def show_saved(paper: Paper, found: saved_models.Outcome) -> None:
+    """Print how long one row takes, in a session and as a function."""
+    table = paper.table(
+        "SavedModels, one row, one caller",
+        f"median of {found.size.rounds} rounds of {found.size.calls} calls (lowest–highest round)",
+        "model",
+        *("where", "method", "p50, ms", "compared with the session", "load, s"),
+    )
+    for line in found.lines:
+        table.add_row(
+            line.model,
+            line.where,
+            line.method,
+            _spread(line.p50_seconds, 1e3),
+            "" if line.method == "session" else _spread(line.ratio),
+            f"{line.load_seconds:.2f}",
+        )
     paper.print(table)
 
 

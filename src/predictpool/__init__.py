@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from predictpool.predictors._base import Predictor as Predictor
     from predictpool.predictors._estimator import EstimatorPredictor as EstimatorPredictor
     from predictpool.predictors._function import FunctionPredictor as FunctionPredictor
+    from predictpool.predictors._saved_model import SavedModelPredictor as SavedModelPredictor
     from predictpool.predictors._source import ModelSource as ModelSource
 
 # Resolved on first use: a worker imports this package too, and needs no event loop.
@@ -44,6 +45,7 @@ _MODULES = {
     "Predictor": "predictors._base",
     "PredictorPool": "_pool",
     "PredictorPoolError": "_errors",
+    "SavedModelPredictor": "predictors._saved_model",
     "Signature": "_features._signature",
     "TooManyRequests": "_errors",
     "WorkerError": "_errors",
@@ -67,6 +69,7 @@ __all__ = [
     "Predictor",
     "PredictorPool",
     "PredictorPoolError",
+    "SavedModelPredictor",
     "Signature",
     "TooManyRequests",
     "WorkerError",

@@ -44,9 +44,9 @@ class EstimatorInputs:
         if not self._ragged:
             return features
         if self._signature.unnamed:
-            return _sparse_parts(features)
+            return sparse_parts(features)
         return {
-            name: _sparse_parts(values) if name in self._ragged else values
+            name: sparse_parts(values) if name in self._ragged else values
             for name, values in features.items()
         }
 
@@ -197,7 +197,7 @@ def tf_dtype(dtype: np.dtype[Any]) -> Any:
     return tf.string if dtype.kind == "O" else tf.as_dtype(dtype)
 
 
-def _sparse_parts(rows: Array) -> tuple[Array, Array, Array]:
+def sparse_parts(rows: Array) -> tuple[Array, Array, Array]:
     """Return the indices, values and dense shape of rows of different lengths."""
     lengths = [len(row) for row in rows]
     widest = max(lengths, default=0)
