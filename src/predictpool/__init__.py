@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from predictpool.predictors._base import Predictor as Predictor
     from predictpool.predictors._estimator import EstimatorPredictor as EstimatorPredictor
     from predictpool.predictors._function import FunctionPredictor as FunctionPredictor
+    from predictpool.predictors._keras import KerasPredictor as KerasPredictor
 
 # Resolved on first use: a worker imports this package too, and needs no event loop.
 _MODULES = {
@@ -34,6 +35,7 @@ _MODULES = {
     "FeatureSpec": "_features._spec",
     "FunctionPredictor": "predictors._function",
     "InvalidFeatures": "_errors",
+    "KerasPredictor": "predictors._keras",
     "LocalLauncher": "_local_launcher",
     "PoolClosed": "_errors",
     "PoolStatistics": "_statistics",
@@ -56,6 +58,7 @@ __all__ = [
     "FeatureSpec",
     "FunctionPredictor",
     "InvalidFeatures",
+    "KerasPredictor",
     "LocalLauncher",
     "PoolClosed",
     "PoolStatistics",
