@@ -87,6 +87,13 @@ def build_tokens(keras: Any) -> Any:
     return keras.Model(inputs, layers.Dense(2)(hidden))
 
 
+def build_ragged(keras: Any) -> Any:
+    layers = keras.layers
+    inputs = keras.Input((None,), dtype="int64", ragged=True)
+    hidden = layers.GlobalAveragePooling1D()(layers.Embedding(20, 4)(inputs))
+    return keras.Model(inputs, layers.Dense(2)(hidden))
+
+
 def build_text(keras: Any) -> Any:
     layers = keras.layers
     vectorize = layers.TextVectorization(
@@ -176,6 +183,12 @@ def list_rows(random: np.random.Generator) -> Any:
     }
 
 
+def ragged_rows(random: np.random.Generator) -> Array:
+    rows = np.empty(ROWS, object)
+    rows[:] = [random.integers(0, 20, length) for length in 1 + np.arange(ROWS) % 5]
+    return rows
+
+
 def text_rows(random: np.random.Generator) -> Array:
     texts = [
         " ".join(WORDS[random.integers(0, 4, length)]) for length in random.integers(0, 6, ROWS)
@@ -192,6 +205,7 @@ MODELS = {
     "tokens": Model(
         build_tokens, lambda random: random.integers(0, 20, (ROWS, 6)), suffixes=NUMERIC
     ),
+    "ragged": Model(build_ragged, ragged_rows),
     "text": Model(build_text, text_rows),
     "labels": Model(build_labels, lambda random: random.integers(0, 3, (ROWS, 2))),
     "states": Model(
@@ -262,12 +276,13 @@ def save_all(folder: Path) -> None:
         for suffix in model.suffixes:
             built.save(folder / f"{name}{suffix}")
         features = features_of(name)
-        tensors = tf.nest.map_structure(tf.constant, features)
-        if name == "lists":
-            tensors = [tensors["wide"], tensors["deep"]]
-        outputs = tf.nest.map_structure(
-            lambda tensor: tensor.numpy(), built(tensors, training=False)
-        )
+        if name == "ragged":
+            given = tf.ragged.constant(list(features))
+        elif name == "lists":
+            given = [features["wide"], features["deep"]]
+        else:
+            given = tf.nest.map_structure(tf.constant, features)
+        outputs = tf.nest.map_structure(lambda tensor: tensor.numpy(), built(given, training=False))
         if model.names:
             outputs = dict(zip(model.names, outputs, strict=True))
         (folder / f"{name}.expected").write_bytes(pickle.dumps(outputs))

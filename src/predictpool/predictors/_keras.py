@@ -132,8 +132,8 @@ def _require_keras() -> None:
         backend = tf.keras.backend.backend()
     except ImportError as error:
         raise ImportError(
-            f"TensorFlow {tf.__version__} cannot import Keras ({said or error}): install what that "
-            "asks for (tf_keras, for TF_USE_LEGACY_KERAS=1), or unset it"
+            f"TensorFlow {tf.__version__} cannot import Keras ({said or error}): unset that, or "
+            "install what it asks for (tf_keras, for TF_USE_LEGACY_KERAS=1)"
         ) from error
     if backend != "tensorflow":
         raise RuntimeError(

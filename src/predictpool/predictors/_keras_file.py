@@ -73,15 +73,23 @@ def _why_not(path: str, said: str) -> str:
         )
     if written is None:
         return "is damaged, or no file of Keras: it is neither a zip file nor HDF5, or ends early"
-    if written.partition(".")[0] == running.partition(".")[0]:
-        return f"was written by Keras {written}; Keras {running} cannot load it: {_gist(said)}"
-    remedy = "pip install tf_keras and set TF_USE_LEGACY_KERAS=1"
-    if running.startswith("2."):
-        remedy = "use TensorFlow 2.16 or newer"
     return (
         f"was written by Keras {written}, and Keras {running} cannot load it ({_gist(said)}): "
-        f"{remedy}, or save it as a SavedModel where it was written, for SavedModelPredictor"
+        f"{_remedy(_major(written), _major(running))}, or save it as a SavedModel where it was "
+        "written, for SavedModelPredictor"
     )
+
+
+def _remedy(written: int, running: int) -> str:
+    if written < running:
+        return "pip install tf_keras and set TF_USE_LEGACY_KERAS=1"
+    if written > running:
+        return f"use a TensorFlow with Keras {written} (2.16 or newer, for Keras 3)"
+    return "use the version that wrote it"
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
 
 
 def _written_by(path: str) -> str | None:
