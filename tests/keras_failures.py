@@ -69,7 +69,7 @@ class Cases:
         return self.folder / "custom.keras"
 
     def custom_layer_h5(self) -> Path:
-        keras = self.keras
+        keras: Any = self.keras
 
         class Shift(keras.layers.Layer):  # type: ignore[misc]
             def call(self, values: Any) -> Any:
@@ -132,7 +132,7 @@ class Cases:
         return lambda: self.keras.Sequential([self.keras.layers.Dense(1)], name="unbuilt")
 
     def subclass(self) -> Callable[[], Any]:
-        keras = self.keras
+        keras: Any = self.keras
 
         class Own(keras.Model):  # type: ignore[misc]
             def call(self, values: Any) -> Any:
