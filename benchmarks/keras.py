@@ -42,7 +42,7 @@ def main() -> None:
     import tensorflow as tf
 
     print(f"TensorFlow {tf.__version__}, CPython {platform.python_version()}, one core\n")
-    print("| model | way |" + " rows: 1 | 32 | 256 |")
+    print("| model | way |" + "".join(f" {rows} |" for rows in ROWS))
     print("|---|---|" + "--:|" * len(ROWS))
     for table in tables:
         print("\n".join(table))
