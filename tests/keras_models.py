@@ -122,6 +122,33 @@ def build_custom(keras: Any) -> Any:
     return keras.Model(inputs, scale_layer()(2.0)(inputs))
 
 
+def build_half(keras: Any) -> Any:
+    """Outputs of a dtype that numpy does not have."""
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, keras.layers.Dense(2, dtype="bfloat16")(inputs))
+
+
+def build_nested(keras: Any) -> Any:
+    layers = keras.layers
+    inputs = keras.Input((5,))
+    outputs = {"pair": [layers.Dense(1)(inputs), layers.Dense(2)(inputs)], "one": inputs}
+    return keras.Model(inputs, outputs)
+
+
+def build_branching() -> Any:
+    """A layer with Python for AutoGraph in it, as Keras 2 takes it and Keras 3 does not."""
+    import tensorflow as tf
+
+    class Clip(tf.keras.layers.Layer):  # type: ignore[misc]
+        def call(self, values: Any) -> Any:
+            if tf.reduce_any(values > 1.0):
+                values = tf.minimum(values, 1.0)
+            return values
+
+    inputs = tf.keras.Input((3,))
+    return tf.keras.Model(inputs, Clip()(inputs))
+
+
 # --- several inputs ----------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ def expected_of(saved: Path, name: str) -> Any:
 
 def pool_of(model: Any, **options: Any) -> PredictorPool[Any]:
     return PredictorPool(KerasPredictor(model, **options), workers=1)
+
+
+def tf_keras() -> Any:
+    """Return Keras, in a worker."""
+    import tensorflow as tf
+
+    return tf.keras
 
 
 class Known:
@@ -143,6 +151,30 @@ async def test_requests_of_another_length_have_calls_of_their_own(saved: Path) -
                 callers.start_soon(pool.predict, short[row : row + 2])
         assert (await pool.predict(short)).shape == (ROWS, 2)
         assert pool.statistics().failed == 0
+
+
+async def test_bfloat16_becomes_float32_which_numpy_has() -> None:
+    async with pool_of(lambda: keras_models.build_half(tf_keras())) as pool:
+        outputs = await pool.predict(np.ones((3, 5)))
+        (worker,) = pool.workers()
+    assert (outputs.dtype, outputs.shape) == (np.float32, (3, 2))
+    assert worker.warning == ""
+
+
+async def test_outputs_in_others_have_their_keys_joined() -> None:
+    async with pool_of(lambda: keras_models.build_nested(tf_keras())) as pool:
+        outputs = await pool.predict(np.ones((3, 5)))
+    shapes = {name: values.shape for name, values in outputs.items()}
+    assert shapes == {"pair/0": (3, 1), "pair/1": (3, 2), "one": (3, 5)}
+
+
+@pytest.mark.skipif(
+    not version("keras").startswith("2."), reason="Keras 3 has no AutoGraph for its layers"
+)
+async def test_a_layer_may_be_written_for_autograph() -> None:
+    async with pool_of(keras_models.build_branching) as pool:
+        outputs = await pool.predict([[0.5, 2.0, 1.0], [3.0, -1.0, 0.0]])
+    assert outputs.tolist() == [[0.5, 1.0, 1.0], [1.0, -1.0, 0.0]]
 
 
 # --- what the model takes ----------------------------------------------------------

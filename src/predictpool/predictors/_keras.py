@@ -316,17 +316,24 @@ def _ragged_tensor(rows: Array, dtype: Any) -> Any:
 
 
 def _named(model: Any, outputs: Any) -> Any:
-    """Return outputs as one tensor or a mapping of name to tensor."""
+    """Return outputs as one tensor or a mapping of name to tensor, as numpy can have them."""
     if not isinstance(outputs, Mapping | list | tuple):
-        return outputs
+        return _widened(outputs)
     leaves = list(_leaves(outputs))
     if isinstance(outputs, Mapping):
         names = [path for path, _ in leaves]
     elif len(leaves) == 1:
-        return leaves[0][1]
+        return _widened(leaves[0][1])
     else:
         names = _output_names(model, [path for path, _ in leaves])
-    return dict(zip(names, (tensor for _, tensor in leaves), strict=True))
+    return dict(zip(names, (_widened(tensor) for _, tensor in leaves), strict=True))
+
+
+def _widened(tensor: Any) -> Any:
+    """Return bfloat16, which numpy does not have, as the float32 that has the same values."""
+    import tensorflow as tf
+
+    return tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor
 
 
 def _leaves(outputs: Any, path: str = "") -> Iterator[tuple[str, Any]]:
