@@ -485,6 +485,28 @@ MUTATIONS = [
         "more is not None",
         "test_requests::test_outputs_that_depend_on_other_rows_are_found_in_a_warm_up_of_several",
     ),
+    # --- Keras models
+    Mutation(
+        "a Keras model is asked in inference mode",
+        "predictors/_keras.py",
+        "model(argument(tensors), training=False)",
+        "model(argument(tensors), training=True)",
+        "test_keras::test_inputs_and_answers_are_those_of_the_model",
+    ),
+    Mutation(
+        "a Keras model has as many threads as its worker has cores",
+        "predictors/_keras.py",
+        "        _limit_threads(device.threads)\n",
+        "",
+        "test_keras::test_the_model_has_as_many_threads_as_its_device",
+    ),
+    Mutation(
+        "a Keras model that keeps a state is refused",
+        "predictors/_keras.py",
+        'getattr(layer, "stateful", False)',
+        "False",
+        "test_keras::test_what_cannot_be_loaded_says_why_and_what_to_do",
+    ),
     # --- a good guest
     Mutation(
         "signals of the terminal do not end workers",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from predictpool.predictors._base import Predictor as Predictor
     from predictpool.predictors._estimator import EstimatorPredictor as EstimatorPredictor
     from predictpool.predictors._function import FunctionPredictor as FunctionPredictor
+    from predictpool.predictors._keras import KerasPredictor as KerasPredictor
     from predictpool.predictors._saved_model import SavedModelPredictor as SavedModelPredictor
     from predictpool.predictors._source import ModelSource as ModelSource
 
@@ -36,6 +37,7 @@ _MODULES = {
     "FeatureSpec": "_features._spec",
     "FunctionPredictor": "predictors._function",
     "InvalidFeatures": "_errors",
+    "KerasPredictor": "predictors._keras",
     "LocalLauncher": "_local_launcher",
     "ModelSource": "predictors._source",
     "PoolClosed": "_errors",
@@ -60,6 +62,7 @@ __all__ = [
     "FeatureSpec",
     "FunctionPredictor",
     "InvalidFeatures",
+    "KerasPredictor",
     "LocalLauncher",
     "ModelSource",
     "PoolClosed",
