@@ -19,7 +19,6 @@ import pytest
 
 from predictpool import EstimatorPredictor, FunctionPredictor, ModelSource, PredictorPool
 from predictpool._watch import Looks
-from predictpool.predictors._source import newest_saved_model
 from tests import models
 from tests.answers import assert_equal_outputs
 from tests.conftest import Family
@@ -203,10 +202,12 @@ def test_a_checkpoint_may_be_named_by_its_whole_path(tmp_path: Path) -> None:
     assert ModelSource.at(tmp_path, "checkpoint").loaded is not None
 
 
+GRAPH = b"\x12\x00"  # a SavedModel with an empty graph; what is whole: test_saved_model
+
+
 def write_saved_model(folder: Path) -> None:
-    (folder / "variables").mkdir(parents=True)
-    (folder / "saved_model.pb").write_text("graph")
-    write_checkpoint(folder / "variables", "variables")
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(GRAPH)
 
 
 def test_the_highest_complete_saved_model_counts(tmp_path: Path) -> None:
@@ -219,15 +220,16 @@ def test_the_highest_complete_saved_model_counts(tmp_path: Path) -> None:
     write_saved_model(tmp_path / "temp-10")  # how TensorFlow calls what it is writing
     assert source.version() == ninth
     write_saved_model(tmp_path / "10")
-    for file in ("saved_model.pb", "variables/variables.index"):
-        text = (tmp_path / "10" / file).read_text()
-        (tmp_path / "10" / file).unlink()
+    graph = tmp_path / "10" / "saved_model.pb"
+    for cut in (b"", GRAPH[:1]):
+        graph.write_bytes(cut)
         assert source.version() == ninth
-        (tmp_path / "10" / file).write_text(text)
+    graph.unlink()
+    assert source.version() == ninth
+    graph.write_bytes(GRAPH)
     tenth = source.version()
     assert tenth is not None
     assert tenth.startswith("10 (")
-    assert newest_saved_model(tmp_path) == tmp_path / "10"
     (tmp_path / "10" / "assets").mkdir()
     (tmp_path / "10" / "assets" / "words").touch()
     assert source.version() not in (None, tenth)
@@ -237,10 +239,8 @@ def test_one_saved_model_may_be_written_again_in_its_place(tmp_path: Path) -> No
     write_saved_model(tmp_path / "model")
     source = ModelSource.at(tmp_path / "model", "saved_model")
     assert source.loaded is not None
-    (tmp_path / "model" / "saved_model.pb").write_text("another graph")
+    (tmp_path / "model" / "saved_model.pb").write_bytes(2 * GRAPH)
     assert source.version() not in (None, source.loaded)
-    assert newest_saved_model(tmp_path / "model") == tmp_path / "model"
-    assert newest_saved_model(tmp_path / "nowhere") is None
 
 
 def test_a_file_counts_by_its_size_and_time(

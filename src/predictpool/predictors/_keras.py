@@ -22,6 +22,7 @@ from predictpool._devices import Device
 from predictpool._features._signature import Extra, Signature, SignatureSource
 from predictpool._features._spec import UNNAMED
 from predictpool.predictors._keras_file import load_file
+from predictpool.predictors._source import ModelSource
 
 
 class KerasPredictor:
@@ -67,6 +68,8 @@ class KerasPredictor:
             )
         self.row_wise: bool = row_wise
         self.signature: SignatureSource = "infer"
+        self.source: ModelSource | None = None
+        self._path = None if callable(model) else os.fspath(model)
         self._load = model if callable(model) else partial(load_file, os.fspath(model))
         self._relaxed = partial(
             Signature.relaxed, extra=extra, missing=missing, allow_nan=allow_nan
@@ -86,6 +89,8 @@ class KerasPredictor:
         """
         _require_keras()
         _limit_threads(device.threads)
+        if self._path is not None:
+            self.source = ModelSource.at(self._path, "file")
         model = self._load()
         if not _is_model(model):
             raise TypeError(f"{self._load!r} returned {model!r}, expected a Keras model")

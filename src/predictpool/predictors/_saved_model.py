@@ -32,6 +32,7 @@ from predictpool.predictors._saved_model_models import (
     empty_outputs,
     numpy_dtype,
 )
+from predictpool.predictors._source import ModelSource
 from predictpool.predictors._versions import find_model
 
 Method = Literal["session", "function"]
@@ -87,6 +88,7 @@ class SavedModelPredictor:
         self.row_wise: bool = row_wise
         self.signature: SignatureSource = "infer"
         self.method: Method | None = None
+        self.source: ModelSource | None = None
         self._path = Path(path)
         self._name = signature
         self._relaxed = partial(
@@ -105,6 +107,7 @@ class SavedModelPredictor:
                 or what is said of the features does not fit.
             RuntimeError: this TensorFlow cannot run it.
         """
+        self.source = ModelSource.at(self._path, "saved_model")
         folder = find_model(self._path)
         _import_all(self.preload)
         session = Session(folder, device.threads)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
 
+from predictpool.predictors._versions import find_model
+
 SourceKind = Literal["checkpoint", "saved_model", "file"]
 
 _SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})")
@@ -66,21 +68,6 @@ class ModelSource:
         return _VERSIONS[self.kind](Path(self.path))
 
 
-def newest_saved_model(path: Path) -> Path | None:
-    """Return the directory of a SavedModel, or the highest complete one of those in it.
-
-    Returns:
-        the path itself, or ``path/NUMBER``; None where neither is complete.
-
-    Raises:
-        OSError: the path is there and cannot be read.
-    """
-    try:
-        return next((folder for folder in _numbered(path) if _is_complete(folder)), None)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 # --- the kinds ---------------------------------------------------------------------
 
 
@@ -101,8 +88,9 @@ def _checkpoint_version(folder: Path) -> str | None:
 
 
 def _saved_model_version(path: Path) -> str | None:
-    folder = newest_saved_model(path)
-    if folder is None:
+    try:
+        folder = find_model(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return _version(folder.name, (f for f in sorted(folder.rglob("*")) if f.is_file()))
 
@@ -140,21 +128,6 @@ def _checkpoint_files(prefix: Path) -> list[Path]:
             if names.issuperset(wanted):
                 return [prefix.with_name(each) for each in wanted]
     return []
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether the files that every SavedModel has are all there."""
-    if not any((folder / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
-        return False
-    variables = folder / "variables"
-    empty = not variables.is_dir() or not any(variables.iterdir())  # a model may have none
-    return empty or bool(_checkpoint_files(variables / "variables"))
-
-
-def _numbered(path: Path) -> list[Path]:
-    """Return the path itself, and its numbered directories from the highest down."""
-    numbers = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]
-    return [path, *sorted(numbers, key=lambda entry: int(entry.name), reverse=True)]
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:
