@@ -471,6 +471,42 @@ MUTATIONS = [
         "    if newest == 0:\n",
         "test_estimator::test_an_untrained_model_is_an_error",
     ),
+    # --- SavedModels
+    Mutation(
+        "a SavedModel runs where all that it needs has been restored",
+        "predictors/_saved_model.py",
+        "if session.holds(signature):",
+        "if True:",
+        "test_saved_model::test_each_caller_gets_its_own_answer_both_ways",
+    ),
+    Mutation(
+        "a SavedModel has as many threads as its worker has cores",
+        "predictors/_saved_model_models.py",
+        "            inter_op_parallelism_threads=threads,\n",
+        "",
+        "test_saved_model::test_tensorflow_has_as_many_threads_as_the_device_says",
+    ),
+    Mutation(
+        "the newest version of a SavedModel is the one of the highest number",
+        "predictors/_versions.py",
+        "key=lambda entry: int(entry.name)",
+        "key=lambda entry: entry.name",
+        "test_saved_model::test_each_reload_takes_the_newest_version_that_is_whole",
+    ),
+    Mutation(
+        "… and one that is still being written is not taken",
+        "predictors/_versions.py",
+        "if lacks(version) is None:",
+        "if True:",
+        "test_saved_model::test_each_reload_takes_the_newest_version_that_is_whole",
+    ),
+    Mutation(
+        "… which files that are there in part show, too",
+        "predictors/_versions.py",
+        "(folder / name).stat().st_size < size",
+        "False",
+        "test_saved_model::test_a_version_that_lacks_a_file_or_the_end_of_one_is_not_whole",
+    ),
     Mutation(
         "NaN does not reach a model that did not ask for it",
         "_features/_encoder.py",

@@ -37,6 +37,26 @@ class Telling(SavedModelPredictor):
         return {**super().predict(features), "method": told}
 
 
+class WithThreads(SavedModelPredictor):
+    """Tells how many threads TensorFlow was given on a device that has three."""
+
+    def load(self, device: Device) -> None:
+        super().load(Device(threads=3))
+
+    def predict(self, features: Any) -> Any:
+        import tensorflow as tf
+
+        super().predict(features)
+        if self.method == "session":
+            model: Any = self._model
+            config = model._session._config
+            threads = (config.intra_op_parallelism_threads, config.inter_op_parallelism_threads)
+        else:
+            of = tf.config.threading
+            threads = (of.get_intra_op_parallelism_threads(), of.get_inter_op_parallelism_threads())
+        return {"threads": np.array([threads] * len(next(iter(features.values()))))}
+
+
 # --- Keras -------------------------------------------------------------------------
 
 

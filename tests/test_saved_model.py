@@ -25,7 +25,7 @@ from predictpool import (
 )
 from predictpool.predictors._versions import find_model, lacks
 from tests.answers import assert_equal_outputs, rows_of
-from tests.saved_models import MODELS, ROWS, Telling
+from tests.saved_models import MODELS, ROWS, Telling, WithThreads
 
 pytestmark = [
     pytest.mark.anyio,
@@ -462,6 +462,13 @@ async def test_workers_are_forked_from_a_template_that_has_imported_tensorflow(m
         for worker in pool.workers():
             command = psutil.Process(worker.pid).cmdline()
             assert any("_template.py" in part for part in command), command
+
+
+@pytest.mark.parametrize("name", ["tables", "without_saver"])
+async def test_tensorflow_has_as_many_threads_as_the_device_says(made: Path, name: str) -> None:
+    async with PredictorPool(WithThreads(made / name), workers=1) as pool:
+        outputs = await pool.predict({"word": ["red"], "x": [[1.0, 2.0]]})
+    assert outputs["threads"].tolist() == [[3, 3]]
 
 
 def test_what_preload_names_is_imported_by_workers_that_are_not_forked(made: Path) -> None:
