@@ -110,6 +110,17 @@ def test_startup_compares_forked_workers_with_fresh_interpreters() -> None:
     assert [goal["limit"] for goal in found["goals"]] == [0.4, 0.4, 0.5]
 
 
+@NEEDS_ESTIMATORS
+def test_saved_models_are_measured_in_a_session_and_as_a_function() -> None:
+    found = run("saved", model=None)
+    ways = Counter((line["model"], line["where"], line["method"]) for line in found["lines"])
+    assert len(ways) == len(found["lines"]) == 8
+    assert {method for _, _, method in ways} == {"session", "function"}
+    for line in found["lines"]:
+        assert is_spread(line["p50_seconds"])
+        assert line["load_seconds"] > 0
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("loop", LOOPS)
 def test_the_soak_loses_nothing_and_every_request_ends_in_one_bin(loop: str) -> None:
