@@ -156,26 +156,18 @@ async def test_one_example_has_no_row_axis_and_bytes_stay_bytes(made: Path) -> N
     np.testing.assert_array_equal(outputs["weighted"], np.array([2, -6], np.float32))
 
 
+@pytest.mark.parametrize(("signature", "warmup"), [("constant", [0.0]), ("centred", [1.0, 5.0])])
 async def test_outputs_that_are_not_row_by_row_are_found_out(
-    made: Path, caplog: pytest.LogCaptureFixture
+    made: Path, signature: str, warmup: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for signature in ("centred", "constant"):
-        caplog.clear()
-        async with open_pool(made, "functions", signature=signature) as pool:
-            assert ("every request runs as a call of its own" in caplog.text) == (
-                signature == "constant"
-            )
-            async with anyio.create_task_group() as callers:
-                for number in range(9):
-                    callers.start_soon(ask_alone, pool, signature, number)
-
-
-async def ask_alone(pool: PredictorPool[Any], signature: str, number: int) -> None:
-    x = np.array([number, number + 2], np.float32)
-    outputs = await pool.predict({"x": x})
-    if signature == "constant":
-        assert outputs["z"] == 2
-        np.testing.assert_array_equal(outputs["y"], x)
+    predictor = SavedModelPredictor(made / "functions", signature=signature)
+    async with PredictorPool(predictor, workers=1, warmup={"x": warmup}) as pool:
+        async with anyio.create_task_group() as callers:
+            for number in range(9):
+                callers.start_soon(CHECKS[signature], pool, number)
+        statistics = pool.statistics()
+    assert statistics.batches == statistics.answered == 9
+    assert "every request runs as a call of its own" in caplog.text
 
 
 async def test_row_wise_false_runs_every_request_alone(made: Path) -> None:
@@ -187,9 +179,18 @@ async def test_row_wise_false_runs_every_request_alone(made: Path) -> None:
     assert statistics.batches == statistics.answered == 9
 
 
+async def constant(pool: PredictorPool[Any], number: int) -> None:
+    outputs = await pool.predict({"x": [number, number + 2]})
+    np.testing.assert_array_equal(outputs["y"], [number, number + 2])
+    assert outputs["z"] == 2
+
+
 async def centred(pool: PredictorPool[Any], number: int) -> None:
     outputs = await pool.predict({"x": [number, number + 2]})
     np.testing.assert_array_equal(outputs["y"], [-1, 1])
+
+
+CHECKS = {"constant": constant, "centred": centred}
 
 
 # --- what the signature says is checked --------------------------------------------
