@@ -1,7 +1,8 @@
 """A SavedModel that stays loaded, on any TensorFlow from 2.12 on.
 
-It runs in a session of TensorFlow 1, which answers a small request in half the time that a
-call of the signature takes; and as a function of TensorFlow 2 where such a session does not
+It runs in a session of TensorFlow 1, which loads sooner and answers a small request in as
+little as half the time that a call of the signature takes (the figures are in
+docs/reference/models.md); and as a function of TensorFlow 2 where such a session does not
 get all that the model needs. `SavedModelPredictor.method` says which.
 
 TensorFlow is imported in `SavedModelPredictor.load`, so only ever in a worker.
