@@ -50,12 +50,11 @@ def main() -> None:
 
 def measure(name: str, folder: Path, rounds: int) -> list[str]:
     """Time each way in turn; the machine's moods then meet all of them."""
-    calls = ways(name, folder)
+    make_rows, calls = ways(name, folder)
     taken: dict[tuple[str, int], list[float]] = {(way, rows): [] for way in calls for rows in ROWS}
     for _ in range(rounds):
         for (way, rows), seconds in taken.items():
-            make_rows, call = calls[way]
-            seconds.append(seconds_of(functools.partial(call, make_rows(rows))))
+            seconds.append(seconds_of(functools.partial(calls[way], make_rows(rows))))
     lines = []
     for way in calls:
         spreads = [Spread.of(taken[way, rows]) for rows in ROWS]
@@ -75,8 +74,8 @@ def seconds_of(call: Callable[[], object]) -> float:
     return timeit.timeit(call, number=number) / number
 
 
-def ways(name: str, folder: Path) -> dict[str, tuple[Rows, Callable[[Any], Any]]]:
-    """Return by name what makes rows, and what predicts for them."""
+def ways(name: str, folder: Path) -> tuple[Rows, dict[str, Callable[[Any], Any]]]:
+    """Return what makes rows, and by name what takes arrays and returns arrays."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -87,20 +86,20 @@ def ways(name: str, folder: Path) -> dict[str, tuple[Rows, Callable[[Any], Any]]
     predictor.load(Device())
     function = tf.function(functools.partial(model, training=False), reduce_retracing=True)
 
-    def tensors(count: int) -> Any:
+    def tensors(arrays: Any) -> Any:
         # Keras 3 takes no arrays of text.
-        return tf.nest.map_structure(tf.constant, rows(count))
+        return tf.nest.map_structure(tf.constant, arrays)
 
-    found: dict[str, tuple[Rows, Callable[[Any], Any]]] = {
-        "KerasPredictor": (rows, predictor.predict),
-        "`tf.function`": (tensors, lambda given: arrays_of(function(given))),
-        "`model(x)`": (tensors, lambda given: arrays_of(model(given, training=False))),
-        "`model.predict_on_batch`": (tensors, model.predict_on_batch),
-        "`model.predict`": (tensors, functools.partial(model.predict, verbose=0)),
+    found: dict[str, Callable[[Any], Any]] = {
+        "KerasPredictor": predictor.predict,
+        "`tf.function`": lambda given: arrays_of(function(tensors(given))),
+        "`model(x)`": lambda given: arrays_of(model(tensors(given), training=False)),
+        "`model.predict_on_batch`": lambda given: model.predict_on_batch(tensors(given)),
+        "`model.predict`": lambda given: model.predict(tensors(given), verbose=0),
     }
     if name == "dense":
-        found["frozen, in a session"] = (rows, frozen(function, tensors(1)))
-    return found
+        found["frozen, in a session"] = frozen(function, tensors(rows(1)))
+    return rows, found
 
 
 def arrays_of(outputs: Any) -> Any:
