@@ -25,6 +25,7 @@ from predictpool import (
 )
 from predictpool.predictors._versions import find_model, lacks
 from tests.answers import assert_equal_outputs, rows_of
+from tests.pools import pids_of, until_replaced
 from tests.saved_models import MODELS, ROWS, Telling, WithThreads
 
 pytestmark = [
@@ -231,6 +232,18 @@ async def test_each_reload_takes_the_newest_version_that_is_whole(
         shutil.copytree(made / "graph", tmp_path / "11")
         (tmp_path / "11" / "variables" / "variables.index").unlink()
         await pool.reload()
+        assert (await pool.predict({"x": [1, 5]}))["y"].tolist() == [3, 7]
+
+
+async def test_a_pool_that_watches_takes_the_next_version_that_is_whole(
+    made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made / "no_variables", tmp_path / "9")
+    async with PredictorPool(SavedModelPredictor(tmp_path), workers=1, watch=0.05) as pool:
+        before = pids_of(pool)
+        shutil.copytree(made / "graph", tmp_path / "11", ignore=shutil.ignore_patterns("*.index"))
+        shutil.copytree(made / "next_version", tmp_path / "10")
+        await until_replaced(pool, before)
         assert (await pool.predict({"x": [1, 5]}))["y"].tolist() == [3, 7]
 
 
