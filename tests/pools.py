@@ -81,6 +81,13 @@ async def until(condition: Callable[[], object]) -> None:
             await anyio.sleep(0.001)
 
 
+async def until_replaced(pool: PredictorPool[Any], workers: list[int]) -> None:
+    """Wait until none of these has its slot any more, as long as TensorFlow takes for it."""
+    with anyio.fail_after(60):
+        while set(workers) & set(pids_of(pool)):  # noqa: ASYNC110 - nobody tells of a reload
+            await anyio.sleep(0.01)
+
+
 async def until_waiting(pool: PredictorPool[Any], requests: int) -> None:
     """Let the event loop turn until so many requests are in the queue."""
     await until(lambda: pool.statistics().waiting == requests)

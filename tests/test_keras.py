@@ -30,6 +30,7 @@ from predictpool import (
 from tests import keras_failures, keras_models
 from tests.answers import assert_equal_outputs, rows_of
 from tests.keras_models import MODELS, ROWS
+from tests.pools import pids_of, until_replaced
 
 pytestmark = [
     pytest.mark.anyio,
@@ -259,6 +260,17 @@ async def test_reload_takes_the_file_that_is_there_now(saved: Path, tmp_path: Pa
         await first.check(pool, slice(3))
         await pool.reload()
         await second.check(pool, slice(3))
+
+
+async def test_a_pool_that_watches_takes_the_next_file(saved: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.keras"
+    shutil.copy(saved / "sequential.keras", model)
+    predictor = KerasPredictor(model)
+    async with PredictorPool(predictor, workers=1, watch=0.05) as pool:
+        before = pids_of(pool)
+        shutil.copy(saved / "sequential_fitted.keras", model)
+        await until_replaced(pool, before)
+        await Known(saved, "sequential_fitted").check(pool, slice(3))
 
 
 def test_it_is_a_predictor() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import shutil
@@ -23,8 +24,10 @@ from predictpool import (
     SavedModelPredictor,
     WorkerStartError,
 )
+from predictpool.predictors import _model_files
 from predictpool.predictors._versions import find_model, lacks
 from tests.answers import assert_equal_outputs, rows_of
+from tests.pools import pids_of, until_replaced
 from tests.saved_models import MODELS, ROWS, Telling, WithThreads
 
 pytestmark = [
@@ -232,6 +235,32 @@ async def test_each_reload_takes_the_newest_version_that_is_whole(
         shutil.copytree(made / "graph", tmp_path / "11")
         (tmp_path / "11" / "variables" / "variables.index").unlink()
         await pool.reload()
+        assert (await pool.predict({"x": [1, 5]}))["y"].tolist() == [3, 7]
+
+
+def test_a_model_that_is_cut_off_while_it_is_looked_at_is_not_whole(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made / "tables", tmp_path / "1")
+    read = _model_files._contents
+
+    def cut_off(buffer: Any) -> Any:
+        os.truncate(tmp_path / "1" / "saved_model.pb", 0)
+        return read(buffer)
+
+    monkeypatch.setattr(_model_files, "_contents", cut_off)
+    assert lacks(tmp_path / "1") == "saved_model.pb is cut off"
+
+
+async def test_a_pool_that_watches_takes_the_next_version_that_is_whole(
+    made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made / "no_variables", tmp_path / "9")
+    async with PredictorPool(SavedModelPredictor(tmp_path), workers=1, watch=0.05) as pool:
+        before = pids_of(pool)
+        shutil.copytree(made / "graph", tmp_path / "11", ignore=shutil.ignore_patterns("*.index"))
+        shutil.copytree(made / "next_version", tmp_path / "10")
+        await until_replaced(pool, before)
         assert (await pool.predict({"x": [1, 5]}))["y"].tolist() == [3, 7]
 
 

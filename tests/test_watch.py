@@ -22,7 +22,7 @@ from predictpool._watch import Looks
 from tests import models
 from tests.answers import assert_equal_outputs
 from tests.conftest import Family
-from tests.pools import POOL_TEST, adds_up, doubling, pids_of, until
+from tests.pools import POOL_TEST, adds_up, doubling, pids_of, until, until_replaced
 from tests.stage import Stage
 
 pool_test = [*POOL_TEST, pytest.mark.faults]
@@ -241,6 +241,7 @@ def test_one_saved_model_may_be_written_again_in_its_place(tmp_path: Path) -> No
     assert source.loaded is not None
     (tmp_path / "model" / "saved_model.pb").write_bytes(2 * GRAPH)
     assert source.version() not in (None, source.loaded)
+    assert ModelSource.at(tmp_path / "nowhere", "saved_model").loaded is None
 
 
 def test_a_file_counts_by_its_size_and_time(
@@ -543,9 +544,7 @@ async def test_a_newer_checkpoint_of_an_estimator_is_loaded_unless_it_is_fixed(
         before = pids_of(pool)
         assert_equal_outputs(await pool.predict(rows), expected)
         newer = await anyio.to_thread.run_sync(train, tmp_path, 3)
-        with anyio.fail_after(60):
-            while pids_of(pool) == before:  # noqa: ASYNC110 - nobody tells of a reload
-                await anyio.sleep(0.01)
+        await until_replaced(pool, before)
         assert not np.allclose(newer, expected)
         assert_equal_outputs(await pool.predict(rows), newer)
     fixed = EstimatorPredictor(

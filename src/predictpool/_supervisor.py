@@ -317,6 +317,9 @@ class Supervisor:
         except WorkerStartError as error:
             failures.append(error)
             return
+        if self._closing:
+            await worker.kill("was not needed after all")
+            return
         self.slots.append(slot)
         self.slots.sort(key=lambda slot: slot.number)
         self._let_serve(slot, worker, ready)

@@ -117,5 +117,5 @@ def not_watchable(watch: float) -> ValueError:
         f"watch={watch:g}, but the predictor does not say where its model comes from (its "
         "`source` is None after load()): leave watch= out and call reload(). An "
         "EstimatorPredictor says it unless it has a checkpoint_path, or a model_dir that is no "
-        "directory of this machine's file system"
+        "directory of this machine's file system; a KerasPredictor says it if it has a path"
     )

@@ -7,7 +7,7 @@ Both say how long they are, and the index how long the variables' own files are.
 
 from __future__ import annotations
 
-import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 MODEL_FILE = "saved_model.pb"
 
-Buffer: TypeAlias = "bytes | mmap.mmap"
+Buffer: TypeAlias = "bytes | _File"
 
 # The numbers of fields: in SavedModel, MetaGraphDef, MetaInfoDef, AssetFileDef, and in the
 # BundleHeaderProto and the BundleEntryProto of an index.
@@ -58,10 +58,7 @@ def read_contents(path: Path) -> Contents:
         FileNotFoundError: there is none.
     """
     with path.open("rb") as file:
-        if not path.stat().st_size:  # which cannot be mapped
-            raise CutOff
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-            return _contents(buffer)
+        return _contents(_File(file.fileno()))
 
 
 def file_sizes(index: Path) -> dict[int, int]:
@@ -89,6 +86,24 @@ def file_sizes(index: Path) -> dict[int, int]:
             reach = numbers.get(_OFFSET, 0) + numbers.get(_SIZE, 0)
             sizes[number] = max(sizes.get(number, 0), reach)
     return sizes
+
+
+class _File:
+    """A file of which a little is read here and there, however large it is.
+
+    Not a mapped one: if somebody cuts that off meanwhile, as who copies another model over it
+    does, the kernel ends the process that looks, and that may be the application.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._length = os.fstat(descriptor).st_size
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice) -> bytes:
+        return os.pread(self._descriptor, part.stop - part.start, part.start)
 
 
 # --- protocol buffers --------------------------------------------------------------

@@ -90,9 +90,10 @@ def _checkpoint_version(folder: Path) -> str | None:
 def _saved_model_version(path: Path) -> str | None:
     try:
         folder = find_model(path)
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return _version(folder.name, (f for f in sorted(folder.rglob("*")) if f.is_file()))
+    return _version(folder.name, files)
 
 
 _VERSIONS: dict[SourceKind, Callable[[Path], str | None]] = {
