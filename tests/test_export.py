@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,7 @@ from predictpool._command import CommandError
 from predictpool._export import ExportResult, difference, left_behind, put_in_place, serving
 from predictpool.predictors._estimator_export import Answer
 from tests import needs
+from tests.mutations import ROOT
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("nothing_left")]
 
@@ -107,6 +109,7 @@ def command(folder: Path, *arguments: str, code: str = "") -> subprocess.Complet
             *arguments,
         ],
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # for the modules of the models
         capture_output=True,
         text=True,
         timeout=250,

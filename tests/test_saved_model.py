@@ -28,6 +28,7 @@ from tests.answers import assert_equal_outputs, rows_of
 from tests.saved_models import MODELS, ROWS, Telling, WithThreads
 
 pytestmark = [
+    needs.tensorflow,
     pytest.mark.anyio,
     pytest.mark.timeout(300),  # TensorFlow on a busy machine
 ]
