@@ -120,6 +120,7 @@ KINDS = {
 def estimator_cases(folder: Path) -> Iterator[Case]:
     for kind, name in ESTIMATORS.items():
         build, rows, signature = models.MODELS[name]
+        method: Any
         for method in METHODS:
             predictor = EstimatorPredictor(
                 partial(build, folder / "models"), method=method, signature=signature

@@ -152,8 +152,8 @@ def test_ci_runs_the_command_of_the_readme_and_then_the_other_lanes(tmp_path: Pa
     for tool in ("python", "python3.11", *checks):
         (tools / tool).write_text("#!/bin/sh\n")
     (tools / "python3.13").write_text(NEWER_PYTHON)
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
+    for made in tools.iterdir():
+        made.chmod(0o755)
     (tmp_path / ".ci").mkdir()
     script = tmp_path / ".ci" / "run"
     script.write_text((ROOT / ".ci" / "run").read_text())

@@ -51,6 +51,14 @@ ESTIMATORS = """
         partial(models.build_doubling, TRAINED), signature=("float32", (3,))
     )
 
+    def transformed(transform):
+        return EstimatorPredictor(
+            partial(models.build_array, TRAINED), signature=("float32", (3,)), transform=transform
+        )
+
+    halved = transformed(uncrossable.halved)
+    halved_by_python = transformed(uncrossable.halved_by_python)
+
     def never(build):
         return EstimatorPredictor(partial(build, HERE), signature=canned.NUMBER)
 
@@ -100,6 +108,7 @@ def mistake(name: str, exit_code: int = 1, features: str | None = None) -> str:
 
 
 def command(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]  # for the modules of the models
     return subprocess.run(
         [
             sys.executable,
@@ -109,7 +118,7 @@ def command(folder: Path, *arguments: str, code: str = "") -> subprocess.Complet
             *arguments,
         ],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},  # for the modules of the models
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
         timeout=250,
@@ -166,6 +175,13 @@ def test_one_array_gets_a_name() -> None:
     assert result.left_behind == ("features without a name: they are called 'input' now",)
 
 
+@needs.estimators
+@pytest.mark.usefixtures("folder")
+def test_a_transform_is_part_of_it() -> None:
+    # With zeros, a transform that was left out would do no harm.
+    assert export("halved", "array_rows").max_difference == 0
+
+
 # --- what does not -----------------------------------------------------------------
 
 
@@ -187,6 +203,7 @@ def test_answers_that_a_hook_has_changed_are_not_written() -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_model_that_calls_python() -> None:
     assert "the model calls a Python function in half (tf.py_function, " in mistake("python")
+    assert "the model calls a Python function in half (" in mistake("halved_by_python")
 
 
 @needs.estimators

@@ -24,6 +24,7 @@ from predictpool import (
     WorkerStartError,
 )
 from predictpool.predictors._versions import find_model, lacks
+from tests import needs
 from tests.answers import assert_equal_outputs, rows_of
 from tests.saved_models import MODELS, ROWS, Telling, WithThreads
 

@@ -1,4 +1,7 @@
-"""Estimators that no SavedModel can stand for. Workers import them: nothing of pytest is here."""
+"""Estimators that no SavedModel can stand for, and transforms.
+
+Workers import them, so nothing of pytest is in here.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,22 @@ def predict_fed_by_a_hook(features: Any) -> Any:
             return tf.estimator.SessionRunArgs(fetches=[], feed_dict={more: 1.0})
 
     return score, {"score": score + more}, {"prediction_hooks": [More()]}
+
+
+def halved(dataset: Any) -> Any:
+    """A transform that crosses."""
+    return dataset.map(lambda values: values / 2)
+
+
+def halved_by_python(dataset: Any) -> Any:
+    """One that does not."""
+    import tensorflow as tf
+
+    def half(values: Any) -> Any:
+        halves = tf.numpy_function(lambda array: array / 2, [values], tf.float32, name="half")
+        return tf.ensure_shape(halves, values.shape)
+
+    return dataset.map(half)
 
 
 build_random = trained_here("random", predict_random)
