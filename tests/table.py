@@ -33,11 +33,10 @@ from predictpool import (
     FunctionPredictor,
     KerasPredictor,
     PredictorPool,
-    SavedModelPredictor,
     WorkerStartError,
 )
 from predictpool._export import named_output
-from tests import exported, keras_models, models, needs
+from tests import exported, keras_models, models, needs, saved_models
 from tests.answers import METHODS, rows_of
 from tests.mutations import ROOT
 
@@ -95,9 +94,15 @@ ESTIMATORS = {
     "`Estimator`, canned: wide and deep": "classifier",
     "`Estimator`, `model_fn` with dropout and batch norm": "custom",
 }
-SAVED_MODELS = {
+EXPORTED = {
     "SavedModel, exported from that canned one": "classifier",
     "SavedModel, exported from that `model_fn`": "custom",
+}
+# How a SavedModel is run is for its predictor to see; what it says is held against this.
+SAVED_MODELS = {
+    "SavedModel of a `tf.Module` with tables": ("tables", "session"),
+    "SavedModel of that module, without a saver": ("without_saver", "function"),
+    "SavedModel of Keras, `model.export`": ("keras", "session"),
 }
 KERAS_MODELS = {
     "Keras model, dropout and batch norm": "dense",
@@ -108,7 +113,8 @@ FUNCTION = "Function, numpy"
 # Every kind with its methods: what the table has to have.
 KINDS = {
     **dict.fromkeys(ESTIMATORS, METHODS),
-    **dict.fromkeys(SAVED_MODELS, ("session",)),
+    **dict.fromkeys(EXPORTED, ("session",)),
+    **{kind: (method,) for kind, (_, method) in SAVED_MODELS.items()},
     **dict.fromkeys(KERAS_MODELS, ("function",)),
     FUNCTION: ("function",),
 }
@@ -130,12 +136,25 @@ def estimator_cases(folder: Path) -> Iterator[Case]:
             yield Case(kind, method, predictor, rows()[0], expected)
 
 
-def saved_cases(folder: Path) -> Iterator[Case]:
-    for kind, name in SAVED_MODELS.items():
+def exported_cases(folder: Path) -> Iterator[Case]:
+    for kind, name in EXPORTED.items():
         record = (folder / "saved" / f"{name}.record").read_bytes()
         ((features, expected),) = pickle.loads(record)
-        saved = exported.saved_folder(folder, name)
-        yield Case(kind, "session", SavedModelPredictor(saved), features, expected)
+        yield saved_case(kind, "session", exported.saved_folder(folder, name), features, expected)
+
+
+def saved_cases(folder: Path) -> Iterator[Case]:
+    for kind, (name, method) in SAVED_MODELS.items():
+        expected = pickle.loads((folder / f"{name}.expected").read_bytes())
+        features = saved_models.MODELS[name][1]()
+        yield saved_case(kind, method, folder / name, features, expected)
+
+
+def saved_case(kind: str, method: str, path: Path, features: Any, expected: Any) -> Case:
+    """Return a case in which the predictor has to tell that it runs the model so."""
+    rows = len(next(iter(expected.values())))
+    told = {**expected, "method": np.full(rows, method.encode(), object)}
+    return Case(kind, method, saved_models.Telling(path), features, told)
 
 
 def keras_cases(folder: Path) -> Iterator[Case]:
@@ -167,13 +186,15 @@ def cases(folder: Path) -> Iterator[Case]:
     if needs.TENSORFLOW is None:
         return
     if needs.HAS_ESTIMATORS:
-        names = sorted({*ESTIMATORS.values(), *SAVED_MODELS.values()})
+        names = sorted({*ESTIMATORS.values(), *EXPORTED.values()})
         program("tests.exported", "write", str(folder), *names)
-    (folder / "keras").mkdir(exist_ok=True)
-    program("tests.keras_models", str(folder / "keras"))
+    for made in ("keras", "saved"):
+        (folder / "made" / made).mkdir(parents=True)
+        program(f"tests.{made}_models", str(folder / "made" / made))
     yield from estimator_cases(folder)
-    yield from saved_cases(exported_folder(folder))
-    yield from keras_cases(folder / "keras")
+    yield from exported_cases(exported_folder(folder))
+    yield from saved_cases(folder / "made" / "saved")
+    yield from keras_cases(folder / "made" / "keras")
 
 
 def exported_folder(folder: Path) -> Path:
