@@ -27,11 +27,12 @@ from predictpool import (
     Signature,
     WorkerStartError,
 )
-from tests import keras_failures, keras_models
+from tests import keras_failures, keras_models, needs
 from tests.answers import assert_equal_outputs, rows_of
 from tests.keras_models import MODELS, ROWS
 
 pytestmark = [
+    needs.tensorflow,
     pytest.mark.anyio,
     pytest.mark.timeout(300),  # TensorFlow on a busy machine
 ]

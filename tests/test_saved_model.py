@@ -401,7 +401,7 @@ def test_a_path_that_is_no_saved_model_is_named_for_what_it_is(tmp_path: Path) -
     (folder / "checkpoint").touch()
     assert load_error(folder) == (
         f"{none}, but a checkpoint: EstimatorPredictor takes the function that builds its "
-        "Estimator; estimator.export_saved_model writes a SavedModel"
+        "Estimator; `predictpool export` makes a SavedModel of it"
     )
     (folder / "best.keras").touch()
     assert load_error(folder) == (
