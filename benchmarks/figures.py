@@ -45,4 +45,5 @@ class Goal:
     @property
     def reached(self) -> bool:
         """Whether it is so."""
-        return self.figure >= self.limit if self.at_least else self.figure <= self.limit
+        # bool: that of numpy 2 is nothing for JSON.
+        return bool(self.figure >= self.limit if self.at_least else self.figure <= self.limit)

@@ -543,6 +543,20 @@ MUTATIONS = [
         "False",
         "test_keras::test_what_cannot_be_loaded_says_why_and_what_to_do",
     ),
+    Mutation(
+        "an export is put in its place only if it agrees with the Estimator",
+        "_export.py",
+        "if not agree(given, values):",
+        "if False:",
+        "test_export::test_a_difference_is_named",
+    ),
+    Mutation(
+        "a model that calls Python is not exported",
+        "predictors/_estimator_export.py",
+        "        _require_no_python(graph)\n",
+        "",
+        "test_export::test_a_model_that_calls_python",
+    ),
     # --- a good guest
     Mutation(
         "signals of the terminal do not end workers",

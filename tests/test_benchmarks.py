@@ -16,14 +16,11 @@ from benchmarks.contenders import LOOPS, Way
 from benchmarks.figures import Goal
 from benchmarks.harness import Contender, ContenderFailed
 from predictpool import PoolStatistics
+from tests import needs
 
 ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.timeout(300)  # most runs import TensorFlow half a dozen times
-
-NEEDS_ESTIMATORS = pytest.mark.skipif(
-    sys.version_info >= (3, 12), reason="no TensorFlow with Estimators for this Python"
-)
 
 
 def run(benchmark: str, *options: str, model: str | None = "small") -> dict[str, Any]:
@@ -48,7 +45,7 @@ def is_spread(figure: dict[str, float]) -> bool:
     return 0 < figure["low"] <= figure["median"] <= figure["high"]
 
 
-@NEEDS_ESTIMATORS
+@needs.estimators
 def test_latency_compares_the_pool_with_the_hop_floor_and_with_the_predictor_in_process() -> None:
     found = run("latency")
     lines = {line["name"]: line for line in found["contenders"]}
@@ -69,7 +66,7 @@ def test_latency_compares_the_pool_with_the_hop_floor_and_with_the_predictor_in_
         assert goal["reached"] == (goal["figure"] <= goal["limit"])
 
 
-@NEEDS_ESTIMATORS
+@needs.estimators
 def test_the_budget_divides_a_request_into_three_spans() -> None:
     found = run("budget")
     lines = found["contenders"]
@@ -91,7 +88,7 @@ def test_the_budget_divides_a_request_into_three_spans() -> None:
     assert all(is_spread(line[kind]) for line in found["encoding"] for kind in ("number", "text"))
 
 
-@NEEDS_ESTIMATORS
+@needs.estimators
 def test_startup_compares_forked_workers_with_fresh_interpreters() -> None:
     found = run("startup")
     assert set(found["times"]) == {"forked", "afresh", "bare interpreter"}

@@ -21,12 +21,13 @@ from predictpool import (
     Signature,
     WorkerStartError,
 )
-from tests import canned
+from tests import canned, needs
 from tests.answers import METHODS, assert_equal_outputs, rows_of
 from tests.canned import ALONE, MODELS, TOGETHER
 from tests.mutations import ROOT
 
 pytestmark = [
+    needs.estimators,
     pytest.mark.anyio,
     pytest.mark.timeout(300),  # TensorFlow on a busy machine
 ]

@@ -21,12 +21,9 @@ from rich.console import Console
 from predictpool import _check
 from predictpool._check import CheckResult, Feature, Output
 from predictpool._command import CommandError
+from tests import needs
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_left")]
-
-needs_estimators = pytest.mark.skipif(
-    sys.version_info >= (3, 12), reason="no TensorFlow with Estimators for this Python"
-)
 
 INCOME = """
     import numpy as np
@@ -186,7 +183,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@needs_estimators
+@needs.estimators
 @pytest.mark.timeout(300)  # TensorFlow on a busy machine
 @pytest.mark.parametrize("method", ["generator", "session"])
 def test_an_estimator_is_checked_with_its_method(folder: Path, trained: Path, method: str) -> None:
@@ -742,7 +739,7 @@ def test_a_predictor_that_was_not_asked_is_shown_with_a_line_and_exit_code_2(fol
     assert line.startswith("predictpool: income:predictor was loaded, but not asked")
 
 
-@needs_estimators
+@needs.estimators
 @pytest.mark.timeout(120)  # TensorFlow on a busy machine
 def test_the_command_itself_does_not_import_tensorflow(folder: Path) -> None:
     write(

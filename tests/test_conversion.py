@@ -373,7 +373,7 @@ def test_missing_values_become_the_declared_one(
 def test_missing_dates_become_the_declared_one() -> None:
     day = np.datetime64("2020-01-01", "s")
     spec = FeatureSpec(day.dtype, missing=day)
-    for nothing in (None, pd.NaT, np.datetime64("NaT")):
+    for nothing in (None, pd.NaT, np.datetime64("NaT", "s")):
         assert conformed(spec, [day, nothing]).tolist() == [day.item()] * 2
     dates = pd.Series(pd.to_datetime(["2020-01-01", None])).astype("datetime64[s]")
     assert conformed(spec, dates).tolist() == [day.item()] * 2

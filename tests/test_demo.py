@@ -14,10 +14,8 @@ from rich.console import Console
 from predictpool import _cli, _demo
 from predictpool._command import CommandError
 from predictpool._demo import DemoResult, Way
+from tests import needs
 
-needs_estimators = pytest.mark.skipif(
-    sys.version_info >= (3, 12), reason="no TensorFlow with Estimators for this Python"
-)
 RUN = "from predictpool._cli import main; main()"
 
 
@@ -39,7 +37,7 @@ def as_json(model_dir: Path) -> subprocess.CompletedProcess[str]:
     return python("-m", "predictpool", "demo", "--json", *sizes, "--model-dir", str(model_dir))
 
 
-@needs_estimators
+@needs.estimators
 def test_json_is_all_there_is_on_stdout(as_json: subprocess.CompletedProcess[str]) -> None:
     assert as_json.returncode == 0, as_json.stderr
     result = json.loads(as_json.stdout)
@@ -47,7 +45,7 @@ def test_json_is_all_there_is_on_stdout(as_json: subprocess.CompletedProcess[str
     assert result["tensorflow"].startswith("2.")
 
 
-@needs_estimators
+@needs.estimators
 def test_every_way_is_asked_checked_and_as_accurate_as_the_model(
     as_json: subprocess.CompletedProcess[str],
 ) -> None:
@@ -64,7 +62,7 @@ def test_every_way_is_asked_checked_and_as_accurate_as_the_model(
     assert all(way["p50_seconds"] > 0 and way["rows_per_second"] > 0 for way in ways.values())
 
 
-@needs_estimators
+@needs.estimators
 def test_progress_is_shown_and_tensorflow_is_not_heard(
     as_json: subprocess.CompletedProcess[str],
 ) -> None:
@@ -74,7 +72,7 @@ def test_progress_is_shown_and_tensorflow_is_not_heard(
         assert noise not in as_json.stderr
 
 
-@needs_estimators
+@needs.estimators
 def test_people_get_a_table_and_a_kept_model_is_not_trained_again(
     as_json: subprocess.CompletedProcess[str], model_dir: Path
 ) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,6 +75,7 @@ def has_code(page: Path) -> bool:
     return re.search(r"^ *(```+|~~~+)py", page.read_text(), re.MULTILINE) is not None
 
 
+@needs.estimators  # as most pages do; the rest is the same without them
 @pytest.mark.parametrize(
     "source",
     [*filter(has_code, PAGES), *EXAMPLES],
@@ -133,18 +136,30 @@ def test_a_block_that_is_not_run_says_why() -> None:
         script_of("<!-- not run: -->\n```python\nnever = 1\n```\n")
 
 
-def test_ci_runs_the_command_of_the_readme_and_the_tests_last(tmp_path: Path) -> None:
+# Makes an environment whose Python says how it is called.
+NEWER_PYTHON = """#!/bin/sh
+[ "$1" = --version ] && exit
+mkdir -p "$4/bin"
+printf '#!/bin/sh\\necho "$0 $*"\\n' > "$4/bin/python"
+chmod +x "$4/bin/python"
+"""
+
+
+def test_ci_runs_the_command_of_the_readme_and_then_the_other_lanes(tmp_path: Path) -> None:
     tools = tmp_path / ".venv" / "bin"
     tools.mkdir(parents=True)
-    for tool in ("python3.11", "ruff", "mypy", "pyright", "lint-imports", "sphinx-build"):
+    checks = ("ruff", "mypy", "pyright", "lint-imports", "sphinx-build")
+    for tool in ("python", "python3.11", *checks):
         (tools / tool).write_text("#!/bin/sh\n")
-        (tools / tool).chmod(0o755)
+    (tools / "python3.13").write_text(NEWER_PYTHON)
+    for made in tools.iterdir():
+        made.chmod(0o755)
     (tmp_path / ".ci").mkdir()
     script = tmp_path / ".ci" / "run"
     script.write_text((ROOT / ".ci" / "run").read_text())
     (tmp_path / "README.md").write_text(
         "# Other\n```console\necho no\n```\n"
-        "<!-- test-command -->\n```console\necho make && echo install && echo test\n```\n"
+        "<!-- test-command -->\n```console\necho make && echo install && echo $PWD\n```\n"
     )
     run = subprocess.run(
         ["bash", script],
@@ -154,5 +169,19 @@ def test_ci_runs_the_command_of_the_readme_and_the_tests_last(tmp_path: Path) ->
         check=True,
     )
     output = [line for line in run.stdout.splitlines() if not line.startswith("+")]
-    assert output == ["make", "install", "test"]
-    assert run.stdout.endswith("\ntest\n")
+    assert output[:3] == ["make", "install", str(tmp_path)]
+    lanes = {
+        "tensorflow": "-e .[tensorflow,cli] tensorflow>=2.21 keras>=3",
+        "plain": "-e .[cli]",
+    }
+    assert output[3:] == [
+        line
+        for name, packages in lanes.items()
+        for python in [f"build/lanes/{name}/bin/python"]
+        for line in (
+            f"{python} -m pip install --quiet --upgrade pip",
+            f"{python} -m pip install --quiet {packages} --group test",
+            f"{python} -m pytest -m not faults",
+            f"{python} -m tests.table measure build/lanes/{name}.json",
+        )
+    ]

@@ -27,12 +27,13 @@ from predictpool import (
     PredictorPool,
     WorkerStartError,
 )
-from tests import models
+from tests import models, needs
 from tests.answers import METHODS, assert_close, assert_equal_outputs, rows_of
 from tests.models import ROWS, Features
 from tests.stage import Stage
 
 pytestmark = [
+    needs.estimators,
     pytest.mark.anyio,
     pytest.mark.timeout(300),  # TensorFlow on a busy machine
 ]

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,13 @@ from predictpool import (
     Signature,
     WorkerStartError,
 )
-from tests import keras_failures, keras_models
+from tests import keras_failures, keras_models, needs
 from tests.answers import assert_equal_outputs, rows_of
 from tests.keras_models import MODELS, ROWS
 from tests.pools import pids_of, until_replaced
 
 pytestmark = [
+    needs.tensorflow,
     pytest.mark.anyio,
     pytest.mark.timeout(300),  # TensorFlow on a busy machine
 ]
@@ -169,9 +169,7 @@ async def test_outputs_in_others_have_their_keys_joined() -> None:
     assert shapes == {"pair/0": (3, 1), "pair/1": (3, 2), "one": (3, 5)}
 
 
-@pytest.mark.skipif(
-    not version("keras").startswith("2."), reason="Keras 3 has no AutoGraph for its layers"
-)
+@pytest.mark.skipif(not needs.HAS_ESTIMATORS, reason="Keras 3 has no AutoGraph for its layers")
 async def test_a_layer_may_be_written_for_autograph() -> None:
     async with pool_of(keras_models.build_branching) as pool:
         outputs = await pool.predict([[0.5, 2.0, 1.0], [3.0, -1.0, 0.0]])

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from predictpool import EstimatorPredictor, PredictorPool
-from tests import programs
+from tests import needs, programs
 from tests.answers import METHODS, assert_equal_outputs, rows_of
 from tests.programs import PROGRAMS, ROWS
 
 pytestmark = [
+    needs.estimators,
     pytest.mark.anyio,
     pytest.mark.timeout(300),  # TensorFlow on a busy machine
 ]

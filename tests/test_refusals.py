@@ -782,7 +782,7 @@ class Broken:
         ),
         (
             "m8[s]",
-            [np.timedelta64("NaT")],
+            [np.timedelta64("NaT", "s")],
             (
                 "feature 'a' has NaT in row 0, which is a missing value, expected "
                 "timedelta64[s] rows of shape (): " + MISSING

@@ -26,11 +26,13 @@ from predictpool import (
 )
 from predictpool.predictors import _model_files
 from predictpool.predictors._versions import find_model, lacks
+from tests import needs
 from tests.answers import assert_equal_outputs, rows_of
 from tests.pools import pids_of, until_replaced
 from tests.saved_models import MODELS, ROWS, Telling, WithThreads
 
 pytestmark = [
+    needs.tensorflow,
     pytest.mark.anyio,
     pytest.mark.timeout(300),  # TensorFlow on a busy machine
 ]
@@ -429,7 +431,7 @@ def test_a_path_that_is_no_saved_model_is_named_for_what_it_is(tmp_path: Path) -
     (folder / "checkpoint").touch()
     assert load_error(folder) == (
         f"{none}, but a checkpoint: EstimatorPredictor takes the function that builds its "
-        "Estimator; estimator.export_saved_model writes a SavedModel"
+        "Estimator; `predictpool export` makes a SavedModel of it"
     )
     (folder / "best.keras").touch()
     assert load_error(folder) == (

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from predictpool._errors import InvalidFeatures
 from predictpool._features._signature import Signature, as_arrays
 from predictpool._features._spec import REQUIRED, UNNAMED, FeatureSpec
+from tests import needs
 
 # How long an example takes is no promise.
 on_busy_machines = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -206,6 +207,7 @@ def test_a_specification_that_contradicts_itself_is_refused(spec: Any, words: st
         Signature.declared({"a": spec})
 
 
+@needs.tensorflow
 def test_tensorflow_columns_are_a_signature() -> None:
     script = """
 import tensorflow as tf

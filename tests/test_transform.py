@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from predictpool import EstimatorPredictor, PredictionError, PredictorPool, WorkerStartError
-from tests import pipelines
+from tests import needs, pipelines
 from tests.pipelines import NUMBERS, RIGHT, ROWS, WRONG
 
 METHODS = ("generator", "session")
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
+pytestmark = [needs.estimators, pytest.mark.anyio, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 
 from predictpool import EstimatorPredictor, FunctionPredictor, ModelSource, PredictorPool
 from predictpool._watch import Looks
-from tests import models
+from tests import models, needs
 from tests.answers import assert_equal_outputs
 from tests.conftest import Family
 from tests.pools import POOL_TEST, adds_up, doubling, pids_of, until, until_replaced
@@ -529,6 +529,7 @@ def train(folder: Path, steps: int) -> Any:
     return pickle.loads((folder / f"{steps}.expected").read_bytes())
 
 
+@needs.estimators
 @pytest.mark.anyio
 @pytest.mark.timeout(300)  # TensorFlow on a busy machine
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

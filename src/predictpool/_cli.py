@@ -2,11 +2,14 @@
 
 import importlib.metadata
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 if TYPE_CHECKING:
     import typer
+
+Result = TypeVar("Result")
 
 
 def main() -> None:
@@ -60,6 +63,7 @@ def _app() -> "typer.Typer":
 
     _add_demo(app)
     _add_check(app)
+    _add_export(app)
     return app
 
 
@@ -166,9 +170,107 @@ def _check(
 ) -> None:
     """Run the check and print what it found; errors that the user can act on are one line."""
     import rich
-    import rich.console
 
     from predictpool import _check
+
+    result = _one_line_errors(
+        f"Checking {target}",
+        verbose,
+        lambda: _check.run(target, features=features, start_timeout=start_timeout),
+    )
+    if as_json:
+        print(result.to_json())
+    else:
+        rich.print(_check.table(result))
+    if result.not_asked:
+        print(f"predictpool: {result.not_asked}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _add_export(app: "typer.Typer") -> None:
+    """Give the application its command ``export``."""
+    import typer
+
+    @app.command()
+    def export(
+        target: Annotated[
+            str,
+            typer.Argument(
+                metavar="MODULE:ESTIMATOR",
+                help="An EstimatorPredictor, or a function that builds an Estimator, as in "
+                "models.income:predictor; the current directory is on Python's path.",
+            ),
+        ],
+        out: Annotated[
+            Path,
+            typer.Argument(
+                metavar="OUT", file_okay=False, help="The folder that gets a new version."
+            ),
+        ],
+        *,
+        features: Annotated[
+            str | None,
+            typer.Option(
+                metavar="MODULE:FEATURES",
+                help="Compare with these rows; the more they differ, the better.",
+                show_default="one row of zeros and empty text",
+            ),
+        ] = None,
+        start_timeout: Annotated[
+            float, typer.Option(min=0.0, help="Seconds for each worker to start and load.")
+        ] = 120.0,
+        verbose: Annotated[
+            bool,
+            typer.Option(
+                "--verbose", help="Show tracebacks, and what the module and the workers write."
+            ),
+        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    ) -> None:
+        """Write an Estimator's model as a SavedModel, for a current TensorFlow.
+
+        It is written only if it says the same as the Estimator. The exit code is 0 if it does, 1
+        if the model cannot be exported, and 2 if this command was called wrongly.
+        """
+        _export(
+            target,
+            out,
+            features=features,
+            start_timeout=start_timeout,
+            verbose=verbose,
+            as_json=as_json,
+        )
+
+
+def _export(
+    target: str,
+    out: Path,
+    *,
+    features: str | None,
+    start_timeout: float,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Export and print what became of it; errors that the user can act on are one line."""
+    import rich
+
+    from predictpool import _export
+
+    result = _one_line_errors(
+        f"Exporting {target}",
+        verbose,
+        lambda: _export.run(target, out, features=features, start_timeout=start_timeout),
+    )
+    if as_json:
+        print(result.to_json())
+    else:
+        rich.print(_export.table(result))
+
+
+def _one_line_errors(doing: str, verbose: bool, run: Callable[[], Result]) -> Result:
+    """Return what ``run`` returns; end with one line where the user made a mistake."""
+    import rich.console
+
     from predictpool._command import CommandError, quietly
 
     try:
@@ -176,8 +278,8 @@ def _check(
             # At the last moment: a file of the user's must not pass for a library of ours.
             if str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
-            with rich.console.Console(file=terminal).status(f"Checking {target}"):
-                result = _check.run(target, features=features, start_timeout=start_timeout)
+            with rich.console.Console(file=terminal).status(doing):
+                return run()
     except CommandError as error:
         hint = "; --verbose shows the traceback" if error.details and not verbose else ""
         print(f"predictpool: {error}{hint}", file=sys.stderr)
@@ -186,10 +288,3 @@ def _check(
         raise SystemExit(error.exit_code) from error
     except KeyboardInterrupt:  # which older versions of click turn into "Aborted!" and 1
         raise SystemExit(130) from None
-    if as_json:
-        print(result.to_json())
-    else:
-        rich.print(_check.table(result))
-    if result.not_asked:
-        print(f"predictpool: {result.not_asked}", file=sys.stderr)
-        raise SystemExit(2)

@@ -354,8 +354,8 @@ def _did_you_mean(name: str, names: Iterable[str]) -> str:
 
 def _no_row_axis(name: str, values: Array) -> InvalidFeatures:
     return InvalidFeatures(
-        f"{quoted(name)} is the single value {values[()]!r}, expected an array with the rows on "
-        "its first axis (predict_one takes one example without it)",
+        f"{quoted(name)} is the single value {values.tolist()!r}, expected an array with the rows "
+        "on its first axis (predict_one takes one example without it)",
         feature=name,
         given="a single value",
         expected="an array with the rows on its first axis",

@@ -131,7 +131,9 @@ class EstimatorPredictor:
         estimator = self._build()
         _require_estimator(estimator)
         if self.method == "session":
-            _require_known_predict(estimator)
+            require_known_predict(
+                estimator, "method='session'", "Use method='generator', which calls it"
+            )
         _limit_threads(estimator, device.threads)
         if self._checkpoint_path is None and "://" not in estimator.model_dir:
             self.source = ModelSource.at(estimator.model_dir, "checkpoint")
@@ -263,15 +265,20 @@ def _require_estimator(estimator: Any) -> None:
     )
 
 
-def _require_known_predict(estimator: Any) -> None:
-    """Refuse what a session, which runs the model function alone, would answer otherwise."""
+def require_known_predict(estimator: Any, what: str, remedy: str) -> None:
+    """Refuse an estimator whose answers are not those of its model function alone.
+
+    Args:
+        estimator: the estimator.
+        what: what would leave its own ``predict`` out.
+        remedy: what to do instead.
+    """
     predict = type(estimator).predict
     if predict.__module__.startswith("tensorflow_estimator."):
         return
     raise ValueError(
         f"{type(estimator).__name__} has a predict() of its own ({predict.__module__}), which "
-        "method='session' would leave out: expected that of tf.estimator.Estimator. Use "
-        "method='generator', which calls it"
+        f"{what} would leave out: expected that of tf.estimator.Estimator. {remedy}"
     )
 
 
@@ -285,9 +292,10 @@ def _require_estimators() -> None:
         ) from error
     if not hasattr(tf, "estimator"):
         raise RuntimeError(
-            f"TensorFlow {tf.__version__} has no Estimators, 2.15 was the last: "
-            'pip install "predictpool[estimator]" on Python 3.11, or export the model as a '
-            "SavedModel"
+            f"TensorFlow {tf.__version__} has no Estimators, 2.15 was the last. Where that is (pip "
+            'install "predictpool[estimator]" on Python 3.11), `predictpool export '
+            "MODULE:ESTIMATOR OUT` writes the model as a SavedModel; here, "
+            'SavedModelPredictor("OUT") serves it'
         )
 
 

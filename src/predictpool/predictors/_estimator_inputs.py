@@ -88,6 +88,18 @@ class EstimatorInputs:
             features = dict(features)  # a model function may change it
         return list(self.flat(fed)), features
 
+    def by_name(self, placeholders: list[Any]) -> dict[str, Any]:
+        """Return the placeholders by the names of the features: sparse tensors where ragged."""
+        import tensorflow as tf
+
+        left = iter(placeholders)
+        return {
+            name: tf.SparseTensor(next(left), next(left), next(left))
+            if name in self._ragged
+            else next(left)
+            for name in self._signature.features
+        }
+
     def flat(self, fed: Any) -> Iterable[Any]:
         """Yield what was `fed` piece by piece, in the order of the placeholders."""
         if not self._ragged:

@@ -85,7 +85,7 @@ class GeneratorModel:
     def _begin(self) -> Any:
         """Get the first answer, for which graph and session are made."""
         self._begun = True
-        answer = _without_autograph(self._estimator, lambda: next(self._answers))
+        answer = without_autograph(self._estimator, lambda: next(self._answers))
         self._names = _new_names(answer)
         return answer
 
@@ -145,8 +145,8 @@ class SessionModel:
         self.usable = True
         self._inputs = inputs
         with tf.Graph().as_default():
-            fetches, placeholders, spec = _without_autograph(
-                estimator, lambda: _build_graph(checkpoint, inputs)
+            fetches, placeholders, spec = without_autograph(
+                estimator, lambda: build_graph(checkpoint, inputs)
             )
             creator = tf.compat.v1.train.ChiefSessionCreator(
                 scaffold=spec.scaffold,
@@ -175,8 +175,8 @@ def empty_outputs(checkpoint: Checkpoint, inputs: EstimatorInputs) -> Any:
     import tensorflow as tf
 
     with tf.Graph().as_default():
-        predictions, _, _ = _without_autograph(
-            checkpoint.estimator, lambda: _build_graph(checkpoint, inputs)
+        predictions, _, _ = without_autograph(
+            checkpoint.estimator, lambda: build_graph(checkpoint, inputs)
         )
         if isinstance(predictions, dict):
             return {name: _empty_like(tensor) for name, tensor in predictions.items()}
@@ -186,7 +186,7 @@ def empty_outputs(checkpoint: Checkpoint, inputs: EstimatorInputs) -> Any:
 # --- the graph ---------------------------------------------------------------------
 
 
-def _build_graph(checkpoint: Checkpoint, inputs: EstimatorInputs) -> tuple[Any, list[Any], Any]:
+def build_graph(checkpoint: Checkpoint, inputs: EstimatorInputs) -> tuple[Any, list[Any], Any]:
     """Build the prediction graph over placeholders, in the current default graph.
 
     Returns:
@@ -202,7 +202,7 @@ def _build_graph(checkpoint: Checkpoint, inputs: EstimatorInputs) -> tuple[Any, 
     return _chosen(spec.predictions, checkpoint.predict_keys), placeholders, spec
 
 
-def _without_autograph(estimator: Any, build: Callable[[], Any]) -> Any:
+def without_autograph(estimator: Any, build: Callable[[], Any]) -> Any:
     """Build without AutoGraph what does not need it: the graphs of canned estimators.
 
     It takes a quarter of their start (and 14 MB) to find nothing to convert. A function of

@@ -118,7 +118,7 @@ def _no_saved_model(path: Path) -> str:
     if "checkpoint" in names or any(name.endswith(".index") for name in names):
         return (
             f"{said}, but a checkpoint: EstimatorPredictor takes the function that builds its "
-            "Estimator; estimator.export_saved_model writes a SavedModel"
+            "Estimator; `predictpool export` makes a SavedModel of it"
         )
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     return (
