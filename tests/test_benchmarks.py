@@ -107,7 +107,7 @@ def test_startup_compares_forked_workers_with_fresh_interpreters() -> None:
     assert [goal["limit"] for goal in found["goals"]] == [0.4, 0.4, 0.5]
 
 
-@NEEDS_ESTIMATORS
+@needs.estimators
 def test_saved_models_are_measured_in_a_session_and_as_a_function() -> None:
     found = run("saved", model=None)
     ways = Counter((line["model"], line["where"], line["method"]) for line in found["lines"])
