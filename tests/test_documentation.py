@@ -172,7 +172,7 @@ def test_ci_runs_the_command_of_the_readme_and_then_the_other_lanes(tmp_path: Pa
     assert output[:3] == ["make", "install", str(tmp_path)]
     lanes = {
         "tensorflow": "-e .[tensorflow,cli] tensorflow>=2.21 keras>=3",
-        "plain": "-e .[cli]",
+        "plain": "-e .[cli] --group examples",
     }
     assert output[3:] == [
         line
