@@ -17,9 +17,12 @@ pytestmark = POOL_TEST
 class Learning(FunctionPredictor[Any]):
     """A predictor that knows what it takes when it has been loaded."""
 
+    method: str | None = None
+
     def load(self, device: Device) -> None:
         super().load(device)
         self.signature = Signature.declared({"x": (np.float32, (2,))})
+        self.method = "table"  # of several ways that it might have
 
 
 # --- the signature -----------------------------------------------------------------
@@ -40,6 +43,7 @@ async def test_the_signature_of_a_loaded_predictor_is_known_when_a_worker_is_rea
     assert pool.signature is None
     async with pool:
         assert pool.signature == Signature.declared({"x": (np.float32, (2,))})
+        assert [worker.method for worker in pool.workers()] == ["table"]
 
 
 async def test_an_inferred_signature_is_known_when_the_first_request_is_answered() -> None:

@@ -84,7 +84,7 @@ class CheckResult:
     Attributes:
         target: what was checked, ``MODULE:PREDICTOR``.
         predictor: the name of its type.
-        method: how an Estimator is kept loaded; None for other predictors.
+        method: how the predictor keeps its model loaded; None where it does not say.
         features: what it takes; None where that is not known.
         outputs: what it returned; None where it was not asked, because nobody knows what for.
         row_wise: whether several requests may share one call.
@@ -182,7 +182,7 @@ async def ask(
         return CheckResult(
             target=target,
             predictor=type(predictor).__name__,
-            method=getattr(predictor, "method", None),
+            method=worker.method,
             features=features_of(pool.signature),
             outputs=None if features is None else outputs_of(outputs, worker.row_wise),
             row_wise=worker.row_wise,

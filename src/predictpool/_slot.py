@@ -189,6 +189,7 @@ class Worker:
             slot=slot.number,
             pid=self.pid,
             device=slot.device,
+            method=ready.method,
             row_wise=ready.row_wise,
             load_seconds=ready.load_seconds,
             warning=ready.warning,

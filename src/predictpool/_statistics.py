@@ -73,6 +73,8 @@ class WorkerInfo:
         slot: the number of its slot, from 0.
         pid: its process id.
         device: where it is pinned.
+        method: how the predictor keeps its model loaded: ``"generator"``, ``"session"`` or
+            ``"function"``; None where it does not say.
         row_wise: whether it takes rows of several requests in one call.
         load_seconds: how long it took to load the predictor and to warm up.
         warning: what it found wrong with the predictor, or ``""``.
@@ -81,6 +83,7 @@ class WorkerInfo:
     slot: int
     pid: int
     device: Device
+    method: str | None
     row_wise: bool
     load_seconds: float
     warning: str

@@ -54,6 +54,7 @@ class Ready:
         load_seconds: how long loading and warming up took.
         warning: something that the user should know, or "".
         source: where newer versions of the model come from, or None.
+        method: how the predictor keeps its model loaded, where it has several ways, or None.
     """
 
     signature: SignatureSource
@@ -61,6 +62,7 @@ class Ready:
     load_seconds: float
     warning: str
     source: ModelSource | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,9 @@ def _start(start: Start) -> tuple[Any, Ready]:
             "predictor should say row_wise=False"
         )
     seconds = time.monotonic() - began
-    return predictor, Ready(predictor.signature, row_wise, seconds, warning, _source(predictor))
+    method = getattr(predictor, "method", None)
+    source = _source(predictor)
+    return predictor, Ready(predictor.signature, row_wise, seconds, warning, source, method)
 
 
 def _source(predictor: Any) -> ModelSource | None:
