@@ -382,8 +382,19 @@ NOT_PREDICTORS = {
     "rows": (
         "rows = [1.0]",
         (
-            "of the type list, not a predictor: name an EstimatorPredictor, a FunctionPredictor or "
-            "a Predictor of your own"
+            "of the type list, not a predictor: name an EstimatorPredictor, SavedModelPredictor, "
+            "KerasPredictor, FunctionPredictor or a Predictor of your own"
+        ),
+    ),
+    "model": (
+        """
+        class Sequential: ...
+        Sequential.__module__ = "keras.src.models.sequential"
+        model = Sequential()
+        """,
+        (
+            "a Keras model (Sequential), not a predictor: it is loaded in the worker, so give its "
+            'file or the function that makes it, predictor = KerasPredictor("model.keras")'
         ),
     ),
 }
@@ -587,8 +598,8 @@ def test_a_predictor_that_takes_too_long_to_load(folder: Path) -> None:
         predictor = FunctionPredictor(signal.pause)
         """,
     )
-    assert mistake("income:predictor", 1, start_timeout=0.5) == (
-        "the worker of slot 0 (pid N) was not ready within start_timeout=0.5 s: "
+    assert mistake("income:predictor", 1, start_timeout=5) == (
+        "the worker of slot 0 (pid N) was not ready within start_timeout=5 s: "
         "give it longer with --start-timeout, or see with --verbose what it writes"
     )
 

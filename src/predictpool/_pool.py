@@ -538,7 +538,8 @@ def _check_predictor(predictor: Any) -> None:
     if not isinstance(predictor, Predictor):
         raise TypeError(
             f"predictor is {predictor!r}, which lacks {', '.join(lacking(predictor))}: give an "
-            "EstimatorPredictor, a FunctionPredictor or a Predictor of your own"
+            "EstimatorPredictor, SavedModelPredictor, KerasPredictor, FunctionPredictor or a "
+            "Predictor of your own"
         )
     signature = predictor.signature
     if signature is not None and signature != "infer" and not isinstance(signature, Signature):

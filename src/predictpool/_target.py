@@ -171,6 +171,12 @@ def require_predictor(target: str, value: Any) -> None:
             "it does not pickle, so wrap the function that builds it, "
             "predictor = EstimatorPredictor(build_estimator)"
         )
+    elif any(base.__module__.startswith(("keras.", "tf_keras.")) for base in type(value).__mro__):
+        what = f"a Keras model ({kind})"
+        remedy = (
+            "it is loaded in the worker, so give its file or the function that makes it, "
+            'predictor = KerasPredictor("model.keras")'
+        )
     elif inspect.isroutine(value):
         what = "a function"
         remedy = (
@@ -180,7 +186,10 @@ def require_predictor(target: str, value: Any) -> None:
         )
     else:
         what = f"of the type {kind}"
-        remedy = "name an EstimatorPredictor, a FunctionPredictor or a Predictor of your own"
+        remedy = (
+            "name an EstimatorPredictor, SavedModelPredictor, KerasPredictor, FunctionPredictor or "
+            "a Predictor of your own"
+        )
         if len(lacks := lacking(value)) < len(PREDICTOR_NAMES):
             remedy = f"it lacks {', '.join(lacks)}"
     raise CommandError(f"{target} is {what}, not a predictor: {remedy}", exit_code=2)
