@@ -521,7 +521,7 @@ FAKE_TENSORFLOW = {
     ),
     "too new": (
         "__version__ = '2.21.0'",
-        r"TensorFlow 2\.21\.0 has no Estimators, 2\.15 was the last: pip install",
+        r"TensorFlow 2\.21\.0 has no Estimators, 2\.15 was the last\. .*`predictpool export ",
     ),
 }
 
