@@ -241,8 +241,8 @@ def test_what_it_takes_has_to_be_known() -> None:
         (
             "number",
             (
-                "income:number is of the type int, not a predictor: name an EstimatorPredictor, a "
-                "FunctionPredictor or a Predictor of your own"
+                "income:number is of the type int, not a predictor: name an EstimatorPredictor, "
+                "SavedModelPredictor, KerasPredictor, FunctionPredictor or a Predictor of your own"
             ),
         ),
     ],
