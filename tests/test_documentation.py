@@ -17,7 +17,12 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 # Large, and for these examples alone: the dependency group `examples`, which CI installs.
-NEEDED = {"jax_model": "jax", "onnx_model": "onnxruntime", "torch_model": "torch"}
+NEEDED = {
+    "jax_model": "jax",
+    "onnx_model": "onnxruntime",
+    "scikit_learn": "sklearn",
+    "torch_model": "torch",
+}
 
 FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[\w{}-]*).*")
 NOT_RUN = re.compile(r" *<!-- not run:(?P<reason>.*)-->")
