@@ -532,7 +532,7 @@ MUTATIONS = [
     Mutation(
         "a Keras model has as many threads as its worker has cores",
         "predictors/_keras.py",
-        "        _limit_threads(device.threads)\n",
+        "        limit_threads(device.threads)\n",
         "",
         "test_keras::test_the_model_has_as_many_threads_as_its_device",
     ),

@@ -4,7 +4,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 if TYPE_CHECKING:
     import typer
@@ -116,10 +116,7 @@ def _demo(rows: int, workers: int, steps: int, model_dir: Path | None, as_json: 
     except (CommandError, PredictorPoolError) as error:
         print(f"predictpool: {error}", file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", 1)) from error
-    if as_json:
-        print(result.to_json())
-    else:
-        rich.print(table(result))
+    _show(result, table, as_json)
 
 
 def _add_check(app: "typer.Typer") -> None:
@@ -169,7 +166,6 @@ def _check(
     target: str, features: str | None, start_timeout: float, verbose: bool, as_json: bool
 ) -> None:
     """Run the check and print what it found; errors that the user can act on are one line."""
-    import rich
 
     from predictpool import _check
 
@@ -178,10 +174,7 @@ def _check(
         verbose,
         lambda: _check.run(target, features=features, start_timeout=start_timeout),
     )
-    if as_json:
-        print(result.to_json())
-    else:
-        rich.print(_check.table(result))
+    _show(result, _check.table, as_json)
     if result.not_asked:
         print(f"predictpool: {result.not_asked}", file=sys.stderr)
         raise SystemExit(2)
@@ -252,7 +245,6 @@ def _export(
     as_json: bool,
 ) -> None:
     """Export and print what became of it; errors that the user can act on are one line."""
-    import rich
 
     from predictpool import _export
 
@@ -261,10 +253,17 @@ def _export(
         verbose,
         lambda: _export.run(target, out, features=features, start_timeout=start_timeout),
     )
+    _show(result, _export.table, as_json)
+
+
+def _show(result: Any, table: Callable[[Any], object], as_json: bool) -> None:
+    """Print a result, for programs or for people."""
+    import rich
+
     if as_json:
         print(result.to_json())
     else:
-        rich.print(_export.table(result))
+        rich.print(table(result))
 
 
 def _one_line_errors(doing: str, verbose: bool, run: Callable[[], Result]) -> Result:

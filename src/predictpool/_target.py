@@ -1,18 +1,17 @@
 """``MODULE:ATTRIBUTE``: what users name on the command line, imported."""
 
-import difflib
 import importlib
 import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from predictpool import Predictor, PredictorPool
 from predictpool._command import CommandError, describe
+from predictpool._features._refusals import did_you_mean
 from predictpool._pool import PREDICTOR_NAMES, lacking
 
 
@@ -146,12 +145,6 @@ def looks_like_a_predictor(value: Any) -> bool:
     return not isinstance(value, type | ModuleType) and all(
         inspect.getattr_static(value, name, nothing) is not nothing for name in PREDICTOR_NAMES
     )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question that names the nearest of those known, or ``""``."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def require_predictor(target: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -69,6 +70,12 @@ def name_list(names: Iterable[Any]) -> str:
     listed = [str(name) for name in names]
     shown = ", ".join(listed[:20])
     return f"[{shown}{', …' if len(listed) > 20 else ''}]"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question that names the nearest of those known, or ``""``."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def describe(value: Any) -> str:

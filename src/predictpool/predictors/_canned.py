@@ -93,4 +93,4 @@ def _spec_of(feature: Any) -> FeatureSpec:
 
 
 def _numpy_dtype(feature: Any) -> np.dtype[Any]:
-    return np.dtype(object if feature.dtype.name == "string" else feature.dtype.as_numpy_dtype)
+    return np.dtype(feature.dtype.as_numpy_dtype)

@@ -38,6 +38,7 @@ from predictpool.predictors._estimator_models import (
     prediction_name,
 )
 from predictpool.predictors._source import ModelSource
+from predictpool.predictors._tensorflow import require_tensorflow
 
 Method = Literal["generator", "session"]
 
@@ -283,13 +284,9 @@ def require_known_predict(estimator: Any, what: str, remedy: str) -> None:
 
 
 def _require_estimators() -> None:
-    try:
-        import tensorflow as tf
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'TensorFlow is not installed: pip install "predictpool[estimator]" (Python 3.11)',
-            name=error.name,
-        ) from error
+    require_tensorflow(install='pip install "predictpool[estimator]" (Python 3.11)')
+    import tensorflow as tf
+
     if not hasattr(tf, "estimator"):
         raise RuntimeError(
             f"TensorFlow {tf.__version__} has no Estimators, 2.15 was the last. Where that is (pip "

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
-from predictpool._columns import Array
 from predictpool.predictors._canned import is_canned
 from predictpool.predictors._estimator_inputs import EstimatorInputs
+from predictpool.predictors._tensorflow import empty_like
 
 
 class Model(Protocol):
@@ -179,8 +177,8 @@ def empty_outputs(checkpoint: Checkpoint, inputs: EstimatorInputs) -> Any:
             checkpoint.estimator, lambda: build_graph(checkpoint, inputs)
         )
         if isinstance(predictions, dict):
-            return {name: _empty_like(tensor) for name, tensor in predictions.items()}
-        return _empty_like(predictions)
+            return {name: empty_like(tensor) for name, tensor in predictions.items()}
+        return empty_like(predictions)
 
 
 # --- the graph ---------------------------------------------------------------------
@@ -258,9 +256,3 @@ def _renamed(predictions: Any, names: dict[Any, str]) -> Any:
     if not names:
         return predictions
     return {names[key]: value for key, value in predictions.items()}
-
-
-def _empty_like(tensor: Any) -> Array:
-    shape = tensor.shape[1:] if tensor.shape.rank else ()
-    dtype = object if tensor.dtype.name == "string" else tensor.dtype.as_numpy_dtype
-    return np.empty((0, *(axis or 0 for axis in shape)), dtype)

@@ -23,6 +23,7 @@ from predictpool._features._signature import Extra, Signature, SignatureSource
 from predictpool._features._spec import UNNAMED
 from predictpool.predictors._keras_file import load_file
 from predictpool.predictors._source import ModelSource
+from predictpool.predictors._tensorflow import empty_like, limit_threads, require_tensorflow
 
 
 class KerasPredictor:
@@ -88,7 +89,7 @@ class KerasPredictor:
             RuntimeError: Keras runs on another backend than TensorFlow.
         """
         _require_keras()
-        _limit_threads(device.threads)
+        limit_threads(device.threads)
         if self._path is not None:
             self.source = ModelSource.at(self._path, "file")
         model = self._load()
@@ -123,14 +124,9 @@ class KerasPredictor:
 
 def _require_keras() -> None:
     """Raise unless Keras is there and runs on TensorFlow."""
-    try:
-        import tensorflow as tf
-    except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
-            raise
-        raise ModuleNotFoundError(
-            'TensorFlow is not installed: pip install "predictpool[tensorflow]"', name=error.name
-        ) from error
+    require_tensorflow()
+    import tensorflow as tf
+
     chosen = {name: os.environ.get(name) for name in ("KERAS_BACKEND", "TF_USE_LEGACY_KERAS")}
     said = ", ".join(f"{name}={value}" for name, value in chosen.items() if value)
     try:
@@ -146,17 +142,6 @@ def _require_keras() -> None:
             "models on TensorFlow: set KERAS_BACKEND=tensorflow, which reads the same .keras "
             "files, or wrap the model in a FunctionPredictor"
         )
-
-
-def _limit_threads(threads: int) -> None:
-    """Give TensorFlow as many threads as there are cores for it.
-
-    More of them on a pinned worker only get into each other's way.
-    """
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def _is_model(value: Any) -> bool:
@@ -286,7 +271,7 @@ class _Call:
         named = {UNNAMED: features} if self._unnamed else features
         if len(next(iter(named.values()))) == 0:
             # TensorFlow fails on them where it has fused a matrix product with its bias.
-            return _each(_empty_like, self._symbolic)
+            return _each(empty_like, self._symbolic)
         outputs = self._function(*[feed(named[name]) for name, feed in self._feeds.items()])
         return _each(_array_of, outputs)
 
@@ -299,12 +284,6 @@ def _each(function: Callable[[Any], Any], outputs: Any) -> Any:
 
 def _array_of(tensor: Any) -> Any:
     return tensor.numpy()
-
-
-def _empty_like(tensor: Any) -> Array:
-    """Return no rows of what a symbolic tensor stands for."""
-    shape = tensor.shape[1:] if tensor.shape.rank else ()
-    return np.empty((0, *(axis or 0 for axis in shape)), tensor.dtype.as_numpy_dtype)
 
 
 def _ragged_tensor(rows: Array, dtype: Any) -> Any:

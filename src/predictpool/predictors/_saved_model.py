@@ -10,7 +10,6 @@ TensorFlow is imported in `SavedModelPredictor.load`, so only ever in a worker.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -34,6 +33,7 @@ from predictpool.predictors._saved_model_models import (
     numpy_dtype,
 )
 from predictpool.predictors._source import ModelSource
+from predictpool.predictors._tensorflow import require_tensorflow
 from predictpool.predictors._versions import find_model
 
 Method = Literal["session", "function"]
@@ -110,7 +110,7 @@ class SavedModelPredictor:
         """
         self.source = ModelSource.at(self._path, "saved_model")
         folder = find_model(self._path)
-        _import_all(self.preload)
+        require_tensorflow(self.preload)  # workers that are started afresh have not imported it
         session = Session(folder, device.threads)
         signatures = session.meta_graph.signature_def
         name = _chosen(self._name, _served(signatures), folder)
@@ -253,17 +253,3 @@ def _unfit(part: str, what: str, remedy: str) -> ValueError:
 def _served(signatures: Mapping[str, Any]) -> list[str]:
     # TensorFlow 2 keeps its initialisation as a signature, too.
     return [name for name in signatures if not name.startswith("__saved_model_")]
-
-
-def _import_all(names: tuple[str, ...]) -> None:
-    """Import what a template imports: workers that are started afresh have not."""
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != "tensorflow":
-                raise
-            raise ModuleNotFoundError(
-                'TensorFlow is not installed: pip install "predictpool[tensorflow]"',
-                name=error.name,
-            ) from error

@@ -12,6 +12,7 @@ import numpy as np
 
 from predictpool._columns import Array
 from predictpool.predictors._model_files import MODEL_FILE, read_contents
+from predictpool.predictors._tensorflow import limit_threads
 
 SERVE = "serve"
 
@@ -107,8 +108,7 @@ class FunctionModel:
     def __init__(self, folder: Path, name: str, threads: int) -> None:
         import tensorflow as tf
 
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        limit_threads(threads)
         self._tensor = tf.constant
         with _explained(folder):
             self._root = tf.saved_model.load(str(folder), tags=[SERVE])  # owns the variables
@@ -237,8 +237,7 @@ def numpy_dtype(number: int) -> np.dtype[Any]:
     """Return the dtype of arrays for a dtype of TensorFlow's, given by its number."""
     import tensorflow as tf
 
-    dtype = tf.as_dtype(number)
-    return np.dtype(object if dtype == tf.string else dtype.as_numpy_dtype)
+    return np.dtype(tf.as_dtype(number).as_numpy_dtype)
 
 
 def dtype_name(number: int) -> str:

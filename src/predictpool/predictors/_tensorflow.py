@@ -1,0 +1,50 @@
+"""What the predictors of TensorFlow have in common; in workers, so TensorFlow may be imported."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from predictpool._columns import Array
+
+
+def require_tensorflow(
+    modules: Iterable[str] = ("tensorflow",),
+    *,
+    install: str = 'pip install "predictpool[tensorflow]"',
+) -> None:
+    """Import TensorFlow, or modules that need it, in this order.
+
+    Raises:
+        ModuleNotFoundError: TensorFlow is not installed; or something else, which is said as
+            it is.
+    """
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise ModuleNotFoundError(
+            f"TensorFlow is not installed: {install}", name=error.name
+        ) from error
+
+
+def limit_threads(threads: int) -> None:
+    """Give TensorFlow as many threads as there are cores for it, before it runs anything.
+
+    More of them on a pinned worker only get into each other's way.
+    """
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def empty_like(tensor: Any) -> Array:
+    """Return no rows of what a symbolic tensor stands for; axes that vary have no length."""
+    shape = tensor.shape[1:] if tensor.shape.rank else ()
+    return np.empty((0, *(axis or 0 for axis in shape)), tensor.dtype.as_numpy_dtype)
