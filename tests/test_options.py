@@ -25,7 +25,7 @@ from predictpool import (
     _devices,
 )
 from tests.conftest import Family
-from tests.pools import POOL_TEST, calling, doubling, held, until
+from tests.pools import POOL_TEST, calling, doubling, held, until, until_waiting
 from tests.stage import Stage
 
 pytestmark = POOL_TEST
@@ -92,6 +92,46 @@ async def test_max_batch_size_limits_the_rows_of_a_call(
             await until(lambda: pool.statistics().waiting == 4)
             stage.let_go(10)
         assert stage.heard() == expected
+
+
+async def test_batch_timeout_holds_a_batch_until_it_is_full(stage: Stage) -> None:
+    async with (
+        PredictorPool(
+            held(stage), workers=2, max_batch_size=3, batch_timeout=60.0, timeout=None
+        ) as pool,
+        anyio.create_task_group() as group,
+    ):
+        for waiting in range(1, 3):
+            group.start_soon(pool.predict, [0.0])
+            await until_waiting(pool, waiting)
+            await anyio.wait_all_tasks_blocked()
+            assert pool.statistics().running == 0  # though both workers are idle
+        group.start_soon(pool.predict, [0.0])
+        assert await stage.hears() == 3
+        stage.let_go()
+
+
+async def test_batch_timeout_ends_for_a_batch_that_does_not_fill(stage: Stage) -> None:
+    async with PredictorPool(held(stage), workers=1, max_batch_size=3, batch_timeout=0.05) as pool:
+        stage.let_go()
+        assert (await pool.predict([1.0])).tolist() == [2.0]
+        assert pool.statistics().waiting_seconds >= 0.05
+
+
+async def test_a_closing_pool_holds_nothing_any_more(stage: Stage) -> None:
+    pool = PredictorPool(held(stage), workers=1, batch_timeout=60.0, timeout=None)
+    await pool.open()
+    stage.let_go()
+    answers = []
+
+    async def ask() -> None:
+        answers.append((await pool.predict([1.0])).tolist())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await until_waiting(pool, 1)
+        await pool.aclose()
+    assert answers == [[2.0]]
 
 
 async def test_timeout_is_the_default_of_every_call_and_none_is_no_limit(stage: Stage) -> None:
@@ -224,6 +264,7 @@ async def test_the_defaults_are_those_of_the_documentation() -> None:
     pool = PredictorPool(doubling())
     scheduler = pool._scheduler
     assert scheduler._max_batch_size == 64
+    assert scheduler._batch_timeout == 0.0
     assert scheduler.max_waiting == 1024
     assert scheduler._retries == 1
     assert scheduler._hang_timeout == 60.0
@@ -241,6 +282,9 @@ WRONG = [
     ("workers", "2", TypeError, "workers is '2', expected a whole number or None"),
     ("max_batch_size", 0, ValueError, "max_batch_size is 0, expected at least 1"),
     ("max_batch_size", None, TypeError, "max_batch_size is None, expected a whole number"),
+    ("batch_timeout", -0.1, ValueError, "batch_timeout is -0.1, expected 0 or more seconds"),
+    ("batch_timeout", None, TypeError, "batch_timeout is None, expected seconds"),
+    ("batch_timeout", 30.0, ValueError, "batch_timeout is 30.0 and timeout is 30.0: a batch can"),
     ("max_waiting", -1, ValueError, "max_waiting is -1, expected at least 0"),
     ("max_waiting", 1.0, TypeError, "max_waiting is 1.0, expected a whole number or None"),
     ("retries", -1, ValueError, "retries is -1, expected at least 0"),

@@ -66,6 +66,34 @@ async def test_requests_that_wait_share_a_batch_of_up_to_max_batch_size_rows(sta
         assert pool.statistics().batches == 4
 
 
+async def test_callers_that_are_answered_together_share_the_next_batch(stage: Stage) -> None:
+    async def ask_twice() -> None:
+        for _ in range(2):
+            await pool.predict([0.0])
+
+    async with PredictorPool(held(stage), workers=1) as pool, anyio.create_task_group() as group:
+        group.start_soon(pool.predict, [0.0])
+        assert await stage.hears() == 1
+        for _ in range(4):
+            group.start_soon(ask_twice)
+        await until_waiting(pool, 4)
+        for expected in (4, 4):
+            stage.let_go()
+            assert await stage.hears() == expected
+        stage.let_go()
+
+
+async def test_requests_of_one_turn_are_shared_by_the_workers_that_are_idle(stage: Stage) -> None:
+    async with PredictorPool(held(stage), workers=3) as pool, anyio.create_task_group() as group:
+        await pool.wait_ready()
+        group.start_soon(pool.predict, [0.0])  # alone, and so at once
+        assert await stage.hears() == 1
+        for _ in range(6):
+            group.start_soon(pool.predict, [0.0])
+        assert [await stage.hears() for _ in range(2)] == [3, 3]
+        stage.let_go(3)
+
+
 async def test_a_request_with_more_rows_than_a_batch_runs_alone(stage: Stage) -> None:
     async with PredictorPool(held(stage), workers=1, max_batch_size=4) as pool:
         callers = Callers(pool)
@@ -399,7 +427,7 @@ async def test_a_storm_of_cancellation_leaves_every_survivor_answered() -> None:
         assert (now.submitted, now.waiting, now.running) == (10_000, 0, 0)
         assert now.answered + now.cancelled == 10_000
         assert adds_up(pool)
-        assert not pool._scheduler._queues
+        assert not pool._scheduler._lines
         assert (await pool.predict([1.0])).tolist() == [2.0]
 
 

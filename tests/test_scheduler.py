@@ -33,12 +33,14 @@ def scheduler(
     max_waiting: float = math.inf,
     retries: int = 1,
     hang_timeout: float = math.inf,
+    batch_timeout: float = 0.0,
 ) -> Scheduler:
     return Scheduler(
         max_batch_size=max_batch_size,
         max_waiting=max_waiting,
         retries=retries,
         hang_timeout=hang_timeout,
+        batch_timeout=batch_timeout,
     )
 
 
@@ -46,6 +48,12 @@ def request(
     rows: int = 1, *, key: Hashable = "key", at: float = 0.0, timeout: float = math.inf
 ) -> Request:
     return Request(key, rows, at, at + timeout, timeout)
+
+
+def add(pool: Scheduler, one: Request, now: float = 0.0) -> Todo:
+    """Let one request be all that comes in its turn of the event loop."""
+    pool.add(one)
+    return pool.dispatch(now)
 
 
 def only(todo: Todo) -> Batch:
@@ -63,9 +71,9 @@ def nothing(todo: Todo) -> bool:
 def waiting_behind(pool: Scheduler, *requests: Request) -> Batch:
     """Have worker 0 busy and these requests waiting; return what the worker runs."""
     pool.worker_ready(0, 0.0)
-    first = only(pool.add(request(key="first"), 0.0))
+    first = only(add(pool, request(key="first"), 0.0))
     for each in requests:
-        assert nothing(pool.add(each, 0.0))
+        assert nothing(add(pool, each, 0.0))
     return first
 
 
@@ -91,7 +99,7 @@ def test_an_idle_worker_gets_a_request_at_once() -> None:
     pool = scheduler(max_batch_size=64)
     pool.worker_ready(0, 0.0)
     one = request()
-    batch = only(pool.add(one, 0.0))
+    batch = only(add(pool, one, 0.0))
     assert (batch.slot, batch.requests, batch.rows) == (0, [one], 1)
 
 
@@ -157,19 +165,138 @@ def test_requests_are_joined_again_once_a_row_wise_worker_has_the_slot() -> None
     pool = scheduler()
     pool.worker_ready(0, 0.0, row_wise=False)
     waiting = [request(), request(), request()]
-    first = only(pool.add(waiting[0], 0.0))
+    first = only(add(pool, waiting[0], 0.0))
     for each in waiting[1:]:
-        assert nothing(pool.add(each, 0.0))
+        assert nothing(add(pool, each, 0.0))
     pool.retire(0)
     assert nothing(serve(pool, first))
     assert only(pool.worker_ready(0, 0.0)).requests == waiting[1:]
 
 
+def test_idle_workers_share_what_comes_in_one_turn_evenly() -> None:
+    pool = scheduler(max_batch_size=64)
+    for slot in range(3):
+        pool.worker_ready(slot, 0.0)
+    waiting = [request() for _ in range(8)]
+    for each in waiting:
+        pool.add(each)
+    sent = pool.dispatch(0.0).send
+    assert [batch.requests for batch in sent] == [waiting[:3], waiting[3:6], waiting[6:]]
+
+
+def test_idle_workers_share_only_when_there_are_more_than_kinds_of_requests() -> None:
+    pool = scheduler(max_batch_size=64)
+    for slot in range(3):
+        pool.worker_ready(slot, 0.0)
+    a, b = [request(key="a") for _ in range(4)], [request(key="b") for _ in range(4)]
+    for each in (*a, *b):
+        pool.add(each)
+    sent = pool.dispatch(0.0).send
+    assert [batch.requests for batch in sent] == [a[:2], a[2:], b]
+
+
 def test_a_worker_that_becomes_ready_gets_what_is_waiting() -> None:
     pool = scheduler()
     one = request()
-    assert nothing(pool.add(one, 0.0))
+    assert nothing(add(pool, one, 0.0))
     assert only(pool.worker_ready(3, 0.0)).slot == 3
+
+
+# --- batches that are held ---------------------------------------------------------
+
+
+def test_a_batch_is_held_until_it_is_full() -> None:
+    pool = scheduler(max_batch_size=3, batch_timeout=2.0)
+    pool.worker_ready(0, 0.0)
+    waiting = [request(at=0.0), request(at=1.0), request(at=1.5)]
+    assert nothing(add(pool, waiting[0], 0.0))
+    assert nothing(add(pool, waiting[1], 1.0))
+    assert only(add(pool, waiting[2], 1.5)).requests == waiting
+
+
+def test_a_batch_is_held_for_batch_timeout_from_its_oldest_request() -> None:
+    pool = scheduler(batch_timeout=2.0)
+    pool.worker_ready(0, 0.0)
+    waiting = [request(at=0.0), request(at=1.0)]
+    for each in waiting:
+        assert nothing(add(pool, each, each.submitted_at))
+    assert pool.next_deadline() == 2.0
+    assert nothing(pool.expire(1.9))
+    assert only(pool.expire(2.0)).requests == waiting
+
+
+def test_the_next_oldest_request_counts_once_the_oldest_is_cancelled() -> None:
+    pool = scheduler(batch_timeout=2.0)
+    pool.worker_ready(0, 0.0)
+    waiting = [request(at=0.0), request(at=1.0)]
+    for each in waiting:
+        add(pool, each, each.submitted_at)
+    pool.cancel(waiting[0])
+    assert pool.next_deadline() == 3.0
+    assert nothing(pool.expire(2.0))
+    assert only(pool.expire(3.0)).requests == waiting[1:]
+
+
+def test_what_is_left_of_a_full_batch_is_held_on() -> None:
+    pool = scheduler(max_batch_size=2, batch_timeout=2.0)
+    waiting = [request(at=0.0), request(at=0.5), request(at=1.0)]
+    for each in waiting:
+        add(pool, each, each.submitted_at)
+    assert only(pool.worker_ready(0, 1.0)).requests == waiting[:2]
+    assert nothing(pool.worker_ready(1, 1.0))
+    assert pool.next_deadline() == 3.0
+
+
+def test_a_request_that_would_run_out_of_time_is_not_held() -> None:
+    pool = scheduler(batch_timeout=2.0)
+    pool.worker_ready(0, 0.0)
+    mate, hasty = request(), request(timeout=2.0)
+    assert nothing(add(pool, mate))
+    assert only(add(pool, hasty)).requests == [mate, hasty]
+
+
+def test_a_full_batch_goes_before_an_older_one_that_is_held() -> None:
+    pool = scheduler(max_batch_size=2, batch_timeout=2.0)
+    pool.worker_ready(0, 0.0)
+    held, full = request(key="held"), [request(key="full"), request(key="full")]
+    for each in (held, *full):
+        pool.add(each)
+    assert only(pool.dispatch(0.0)).requests == full
+
+
+def test_nothing_is_held_that_runs_again_or_is_not_row_wise() -> None:
+    pool = scheduler(batch_timeout=2.0)
+    one, mate = request(), request()
+    for each in (one, mate):
+        pool.add(each)
+    pool.worker_ready(0, 0.0)
+    batch = only(pool.dispatch(2.0))
+    pool.worker_lost(0, Lost, 2.0)
+    assert only(pool.worker_ready(1, 2.0)).requests == batch.requests[:1]
+    later = scheduler(batch_timeout=2.0)
+    later.worker_ready(0, 0.0, row_wise=False)
+    assert only(add(later, request())).rows == 1
+
+
+def test_nothing_is_held_once_it_is_released() -> None:
+    pool = scheduler(batch_timeout=2.0)
+    pool.worker_ready(0, 0.0)
+    add(pool, request())
+    assert only(pool.release(0.0)).rows == 1
+    assert nothing(add(pool, request()))  # it waits for the worker
+    assert only(pool.worker_ready(1, 0.0)).rows == 1
+
+
+def test_a_held_request_makes_room_for_one_that_would_be_refused() -> None:
+    pool = scheduler(max_waiting=1, batch_timeout=2.0)
+    pool.worker_ready(0, 0.0)
+    assert nothing(pool.make_room(0.0))
+    add(pool, request())
+    assert pool.full
+    assert only(pool.make_room(0.0)).rows == 1
+    add(pool, request())
+    assert pool.full
+    assert nothing(pool.make_room(0.0))  # the worker is busy
 
 
 # --- limits ------------------------------------------------------------------------
@@ -180,12 +307,11 @@ def test_max_waiting_is_exact(limit: int) -> None:
     pool = scheduler(max_waiting=limit)
     assert pool.full == (limit == 0)
     pool.worker_ready(0, 0.0)
-    assert not pool.full
-    pool.add(request(), 0.0)  # runs, does not wait
+    add(pool, request(), 0.0)  # runs, does not wait
     for waiting in range(limit):
         assert pool.waiting == waiting
         assert not pool.full
-        pool.add(request(), 0.0)
+        add(pool, request(), 0.0)
     assert pool.full
     pool.refuse()
     assert (pool.counters.refused, pool.counters.submitted) == (1, limit + 2)
@@ -194,7 +320,7 @@ def test_max_waiting_is_exact(limit: int) -> None:
 def test_a_place_in_the_queue_is_free_again_once_its_request_is_cancelled() -> None:
     pool = scheduler(max_waiting=1)
     one = request()
-    pool.add(one, 0.0)
+    add(pool, one, 0.0)
     assert pool.full
     pool.cancel(one)
     assert not pool.full
@@ -206,7 +332,7 @@ def test_a_place_in_the_queue_is_free_again_once_its_request_is_cancelled() -> N
 def test_a_deadline_holds_in_the_queue() -> None:
     pool = scheduler()
     one = request(at=0.5, timeout=2.0)
-    pool.add(one, 0.5)
+    add(pool, one, 0.5)
     assert pool.next_deadline() == 2.5
     assert nothing(pool.expire(2.4))
     ((expired, error),) = pool.expire(2.5).fail
@@ -245,7 +371,7 @@ def test_an_expired_request_never_reaches_a_worker_however_late_the_timer_is() -
 def test_each_expired_request_gets_its_error_once() -> None:
     pool = scheduler()
     for _ in range(3):
-        pool.add(request(timeout=1.0), 0.0)
+        add(pool, request(timeout=1.0), 0.0)
     errors = [error for _, error in pool.expire(1.0).fail]
     assert len(set(map(id, errors))) == 3
     assert nothing(pool.expire(9.0))
@@ -280,7 +406,7 @@ def test_cancelling_what_has_ended_does_nothing() -> None:
     pool = scheduler()
     pool.worker_ready(0, 0.0)
     one = request()
-    serve(pool, only(pool.add(one, 0.0)))
+    serve(pool, only(add(pool, one, 0.0)))
     pool.cancel(one)
     assert (pool.counters.cancelled, pool.counters.answered) == (0, 1)
 
@@ -394,7 +520,7 @@ def test_the_requests_of_a_lost_worker_run_again_at_once_where_workers_are_idle(
 def test_a_request_runs_again_at_most_retries_times(retries: int) -> None:
     pool = scheduler(retries=retries)
     one = request()
-    pool.add(one, 0.0)
+    add(pool, one, 0.0)
     for slot in range(retries):
         assert only(pool.worker_ready(slot, 0.0)).requests == [one]
         assert nothing(pool.worker_lost(slot, Lost, 0.0))
@@ -416,14 +542,14 @@ def test_a_lost_worker_gets_nothing_more() -> None:
     pool = scheduler()
     pool.worker_ready(0, 0.0)
     assert nothing(pool.worker_lost(0, Lost, 0.0))
-    assert nothing(pool.add(request(), 0.0))
+    assert nothing(add(pool, request(), 0.0))
     assert nothing(pool.worker_lost(0, Lost, 0.0))
 
 
 def test_a_hung_worker_is_killed_once_and_its_request_runs_again() -> None:
     pool = scheduler(hang_timeout=5.0)
     one = request()
-    pool.add(one, 0.0)
+    add(pool, one, 0.0)
     pool.worker_ready(0, 1.0)
     assert pool.next_deadline() == 6.0
     assert nothing(pool.expire(5.9))
@@ -440,7 +566,7 @@ def test_a_hung_worker_is_killed_though_its_caller_has_gone() -> None:
     pool = scheduler(hang_timeout=5.0)
     pool.worker_ready(0, 0.0)
     one = request()
-    pool.add(one, 0.0)
+    add(pool, one, 0.0)
     pool.cancel(one)
     assert pool.next_deadline() == 5.0
     assert [slot for slot, _ in pool.expire(5.0).kill] == [0]
@@ -466,7 +592,7 @@ def test_a_worker_that_is_being_killed_gets_nothing_more_though_it_answers(answe
 def test_the_late_answer_of_a_replaced_worker_is_ignored() -> None:
     pool = scheduler()
     one = request()
-    pool.add(one, 0.0)
+    add(pool, one, 0.0)
     old = only(pool.worker_ready(0, 0.0))
     pool.worker_lost(0, Lost, 0.0)
     new = only(pool.worker_ready(0, 0.0))
@@ -500,8 +626,8 @@ def test_a_pool_that_ends_fails_every_request_once() -> None:
 def test_seconds_are_counted() -> None:
     pool = scheduler(max_batch_size=2)
     one, mate = request(at=1.0), request(3, at=2.0)
-    pool.add(one, 1.0)
-    pool.add(mate, 2.0)
+    add(pool, one, 1.0)
+    add(pool, mate, 2.0)
     batch = only(pool.worker_ready(0, 5.0))
     todo = serve(pool, batch, 5.5)
     serve(pool, only(todo), 6.5)
@@ -518,10 +644,10 @@ def test_memory_is_flat_over_100_000_requests_with_long_deadlines(end: str) -> N
         pool.worker_ready(0, 0.0)
     forgotten = request(timeout=3600.0, key="forgotten")
     if end == "cancelled while waiting":
-        pool.add(forgotten, 0.0)
+        add(pool, forgotten, 0.0)
     for number in range(100_000):
         one = request(key=number % 1000, timeout=3600.0 + number % 7)
-        todo = pool.add(one, 0.0)
+        todo = add(pool, one, 0.0)
         if end == "answered":
             serve(pool, only(todo))
             continue
@@ -530,8 +656,8 @@ def test_memory_is_flat_over_100_000_requests_with_long_deadlines(end: str) -> N
             pool.answered(0, batch.id, 0.0)
     assert pool.counters.submitted == total(pool)
     assert len(pool._deadlines) < 100
-    assert len(pool._queues) <= 1
-    assert len(pool._arrived) <= 1
+    assert len(pool._lines) <= 1
+    assert pool.waiting <= 1
     assert len(pool._again) == len(pool._running) == 0
 
 
@@ -567,6 +693,7 @@ class PoolMachine(RuleBasedStateMachine):
         max_waiting=st.sampled_from([0, 1, 4, math.inf]),
         retries=st.integers(0, 2),
         hang_timeout=st.sampled_from([4.0, math.inf]),
+        batch_timeout=st.sampled_from([0.0, 0.0, 1.0, 2.5]),
         natures=st.lists(st.sampled_from(Nature), max_size=8),
         ready=st.sets(st.sampled_from(SLOTS)),
     )
@@ -577,6 +704,7 @@ class PoolMachine(RuleBasedStateMachine):
         max_waiting: float,
         retries: int,
         hang_timeout: float,
+        batch_timeout: float,
         natures: list[Nature],
         ready: set[int],
     ) -> None:
@@ -584,13 +712,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.max_waiting = max_waiting
         self.retries = retries
         self.hang_timeout = hang_timeout
+        self.batch_timeout = batch_timeout
         self.pool = scheduler(
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             retries=retries,
             hang_timeout=hang_timeout,
+            batch_timeout=batch_timeout,
         )
         self.now = 0.0
+        self.turn_ended_at: float | None = 0.0  # None while requests of a turn are coming in
+        self.holding = True
         self.requests: list[Request] = []
         self.outcomes: dict[Request, Outcome] = {}
         self.fresh: list[Request] = []  # waiting, never sent, oldest first
@@ -619,18 +751,35 @@ class PoolMachine(RuleBasedStateMachine):
         nature=st.sampled_from([*Nature, Nature.GOOD, Nature.GOOD]),
     )
     def submit(self, key: Hashable, rows: int, timeout: float, nature: Nature) -> None:
-        waiting = len(self.fresh) + len(self.again)
-        full = waiting >= self.max_waiting and not self.idle
-        assert self.pool.full == full
-        if full:
-            self.pool.refuse()
-            self.refused += 1
-            return
+        assert self.pool.full == (self.waiting() >= self.max_waiting)
+        self.holding = False
+        self.carry_out(self.pool.make_room(self.now))
+        self.holding = True
+        if self.waiting() >= self.max_waiting:
+            # All the same there is room in a worker, if it has nothing to do.
+            assert not self.idle or not self.waiting()
+            assert self.pool.idle == bool(self.idle)
+            if not self.idle:
+                self.pool.refuse()
+                self.refused += 1
+                return
         one = Request(key, rows, self.now, self.now + timeout, timeout, nature)
         self.requests.append(one)
         self.fresh.append(one)
         self.deaths[one] = 0
-        self.carry_out(self.pool.add(one, self.now))
+        self.turn_ended_at = None
+        self.pool.add(one)
+        assert self.pool.due == bool(self.idle)
+        alone = self.waiting() == 1 and not self.working
+        assert self.pool.lonely == alone
+
+    def waiting(self) -> int:
+        return len(self.fresh) + len(self.again)
+
+    @rule()
+    def turn_of_the_loop_ends(self) -> None:
+        self.turn_ended_at = self.now
+        self.carry_out(self.pool.dispatch(self.now))
 
     @rule(natures=st.lists(st.sampled_from(Nature), min_size=1, max_size=5))
     def submit_many_that_fit_together(self, natures: list[Nature]) -> None:
@@ -655,6 +804,7 @@ class PoolMachine(RuleBasedStateMachine):
     def timer(self, seconds: float) -> None:
         if self.pool.next_deadline() < math.inf:
             self.now = max(self.now, self.pool.next_deadline()) + seconds
+        self.turn_ended_at = self.now
         self.carry_out(self.pool.expire(self.now))
         assert self.pool.next_deadline() > self.now
         for one in self.live():
@@ -678,6 +828,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.alone.discard(slot)
         if not row_wise:
             self.alone.add(slot)
+        self.turn_ended_at = self.now
         self.carry_out(self.pool.worker_ready(slot, self.now, row_wise=row_wise))
 
     @rule(slot=st.sampled_from(SLOTS))
@@ -703,6 +854,7 @@ class PoolMachine(RuleBasedStateMachine):
         batch = self.end_batch(slot)
         ended, todo = self.pool.answered(slot, batch.id, self.now)
         assert ended is batch
+        self.turn_ended_at = self.now
         self.carry_out(todo)
         for one in batch.requests:
             wanted = one not in self.outcomes
@@ -720,6 +872,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.again |= {one: together for one in live if one not in guilty}
         todo = self.pool.failed(slot, batch.id, Refused, self.now, alone=alone)
         assert {one for one, error in todo.fail if isinstance(error, Refused)} == guilty
+        self.turn_ended_at = self.now
         self.carry_out(todo)
 
     @precondition(lambda self: len(self.empty_slots()) < len(SLOTS))
@@ -744,6 +897,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.retired.discard(slot)
         todo = self.pool.worker_lost(slot, Lost, self.now)
         assert {one for one, error in todo.fail if isinstance(error, Lost)} == guilty
+        self.turn_ended_at = self.now if todo.send else self.turn_ended_at
         self.carry_out(todo)
 
     def serving(self) -> list[int]:
@@ -778,6 +932,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.retired.remove(slot)
         if slot not in self.working:
             self.idle.add(slot)
+        self.turn_ended_at = self.now
         self.carry_out(self.pool.unretire(slot, self.now))
 
     @precondition(lambda self: self.old_ids)
@@ -811,6 +966,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.start_batch(batch)
 
     def start_batch(self, batch: Batch) -> None:
+        idle = len(self.idle)
         self.idle.remove(batch.slot)
         assert batch.slot not in self.killed
         assert batch.id not in self.old_ids
@@ -825,14 +981,41 @@ class PoolMachine(RuleBasedStateMachine):
                 assert len(batch.requests) <= self.again.pop(one)
         else:
             same = [one for one in self.fresh if one.key == key]
-            assert batch.requests[0] is self.fresh[0]
+            ready = [
+                one for one in self.fresh if batch.slot in self.alone or self.is_ready(one.key)
+            ]
+            assert batch.requests[0] is ready[0]
             assert batch.requests == same[: len(batch.requests)]
             left = same[len(batch.requests) :]
             if left and batch.slot not in self.alone:
-                assert batch.rows + left[0].rows > self.max_batch_size
+                assert batch.rows + left[0].rows > self.share(same, idle)
+            if len(with_rows) > 1:
+                assert batch.rows <= self.share(same, idle)
             self.fresh = [one for one in self.fresh if one not in batch.requests]
         self.working[batch.slot] = batch
         self.batches += 1
+
+    def is_ready(self, key: Hashable) -> bool:
+        """Whether a batch of these requests is not held any more, for others to fill it."""
+        same = [one for one in self.fresh if one.key == key]
+        return (
+            not self.holding
+            or not self.batch_timeout
+            or sum(one.rows for one in same) >= self.max_batch_size
+            or any(self.held_until(one) <= self.now for one in same)
+        )
+
+    def held_until(self, one: Request) -> float:
+        would_expire = one.timeout <= self.batch_timeout
+        return one.submitted_at + (0.0 if would_expire else self.batch_timeout)
+
+    def share(self, same: list[Request], idle: int) -> int:
+        """Return how many rows of requests that fit together one of the idle workers gets."""
+        if self.batch_timeout:
+            return self.max_batch_size
+        others = {one.key for one in self.fresh} - {same[0].key}
+        workers = max(1, idle - len(others))
+        return min(self.max_batch_size, math.ceil(sum(one.rows for one in same) / workers))
 
     def end_batch(self, slot: int) -> Batch:
         batch = self.working.pop(slot)
@@ -874,7 +1057,11 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_worker_is_idle_while_a_request_waits(self) -> None:
-        assert not self.idle or not (self.fresh or self.again)
+        if self.turn_ended_at != self.now or not self.idle:
+            return  # requests of this turn come in, or the timer is late
+        assert not self.again
+        for one in self.fresh:
+            assert not self.is_ready(one.key)
 
     @invariant()
     def the_counters_add_up(self) -> None:
@@ -902,7 +1089,9 @@ class PoolMachine(RuleBasedStateMachine):
             if slot not in self.killed
         ]
         deadlines = [one.deadline for one in self.live()]
-        assert self.pool.next_deadline() == min([*hangs, *deadlines], default=math.inf)
+        held = self.fresh if self.idle and self.batch_timeout else []
+        ends = [self.held_until(one) for one in held]
+        assert self.pool.next_deadline() == min([*hangs, *deadlines, *ends], default=math.inf)
 
     @invariant()
     def only_the_guilty_fail(self) -> None:
@@ -929,6 +1118,8 @@ class PoolMachine(RuleBasedStateMachine):
                 self.worker_becomes_ready(slot, row_wise=True)
             for slot in list(self.working):
                 self.worker_runs_its_batch(slot, alone=False)
+            self.now += self.batch_timeout
+            self.turn_of_the_loop_ends()
         assert not self.live()
         for check in (
             self.every_request_is_in_one_place,

@@ -46,6 +46,9 @@ class Backend(Protocol):
     def waiter(self) -> Waiter:
         """Return a new waiter."""
 
+    def call_soon(self, callback: Callback) -> None:
+        """Call back once, after those who have been woken by now have had their turn."""
+
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         """Call back once, later."""
 
@@ -130,6 +133,9 @@ class _AsyncioBackend(_Guard):
     def waiter(self) -> Waiter:
         return self._loop.create_future()
 
+    def call_soon(self, callback: Callback) -> None:
+        self._loop.call_soon(self._guarded(callback))
+
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         return self._loop.call_later(seconds, self._guarded(callback))
 
@@ -204,7 +210,7 @@ class _TrioWatch:
 
 
 class _TrioBackend(_Guard):
-    def __init__(self, token: object, on_error: Callable[[Exception], None]) -> None:
+    def __init__(self, token: Any, on_error: Callable[[Exception], None]) -> None:
         super().__init__(on_error)
         self._token = token
 
@@ -218,6 +224,12 @@ class _TrioBackend(_Guard):
 
     def waiter(self) -> Waiter:
         return _TrioWaiter()
+
+    def call_soon(self, callback: Callback) -> None:
+        guarded, again = self._guarded(callback), self._token.run_sync_soon
+        # trio runs what is ready in any order, and what it wakes by this one turn later: the
+        # second time is after those who are ready now.
+        again(again, guarded)
 
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         import trio

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -38,6 +39,8 @@ Parts: TypeAlias = list[Buffer]
 SNAPSHOT_BYTES = 1 << 16
 
 _OBJECT = np.dtype(object)
+_Traits: TypeAlias = tuple[type, np.dtype[Any], tuple[int, ...]]
+_TRAITS: Callable[[Any], _Traits] = attrgetter("__class__", "dtype", "shape")
 _ALIGNMENT = 8  # of a payload, and so the strictest that its columns can have
 _RAW_KINDS = frozenset("biufcSUMm")
 _VARYING = ("bytes", "str", "object")
@@ -166,12 +169,11 @@ def column_code(values: Array) -> str:
 
 
 class _Raw(NamedTuple):
-    """A column of raw bytes; an array of the shape ``flat`` has the same bytes."""
+    """A column of raw bytes."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    flat: tuple[int, ...]
     size: int
 
 
@@ -184,10 +186,13 @@ class _Varying(NamedTuple):
     name: str
     code: str
     shape: tuple[int, ...]
-    flat: tuple[int, ...]
     per_row: bool
     begin: int
     end: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return _OBJECT
 
 
 class _Layout(NamedTuple):
@@ -195,18 +200,28 @@ class _Layout(NamedTuple):
 
     Attributes:
         raw, varying: in the order of the payload.
+        pick: takes their arrays out of a mapping, in this order; raises KeyError.
+        traits: what `_TRAITS` has to say of these arrays, as they should be.
+        flat_traits: the same where every ``[n, 1]`` is an ``[n]``.
         code: that of all varying columns, or "" where they differ.
         width: how many elements of varying length a row has.
         elements: how many there are in all.
+        small: whether each raw column is small enough to be copied.
+        single: whether each varying column has one element in all.
         ambiguous: whether an array without a row axis has as many elements on its first
             axis as there are rows, so that the schema cannot be theirs.
     """
 
     raw: tuple[_Raw, ...]
     varying: tuple[_Varying, ...]
+    pick: Callable[[Mapping[str, Any]], Sequence[Any]]
+    traits: list[_Traits]
+    flat_traits: list[_Traits]
     code: str
     width: int
     elements: int
+    small: bool
+    single: bool
     ambiguous: bool
 
 
@@ -214,26 +229,45 @@ class _Layout(NamedTuple):
 def _layout(schema: Schema, rows: int) -> _Layout:
     raw: list[_Raw] = []
     varying: list[_Varying] = []
+    flat: set[str] = set()
     ends = {True: 0, False: 0}
     for name, code, row_shape, per_row in schema.columns:
         shape = (rows, *row_shape) if per_row else row_shape
-        flat = (rows,) if per_row and row_shape == (1,) else shape
+        if per_row and row_shape == (1,):
+            flat.add(name)
         if code in _VARYING:
             begin = ends[per_row]
             ends[per_row] += math.prod(row_shape)
-            varying.append(_Varying(name, code, shape, flat, per_row, begin, ends[per_row]))
+            varying.append(_Varying(name, code, shape, per_row, begin, ends[per_row]))
         else:
             dtype = _raw_dtype(code)
-            raw.append(_Raw(name, dtype, shape, flat, math.prod(shape) * dtype.itemsize))
+            raw.append(_Raw(name, dtype, shape, math.prod(shape) * dtype.itemsize))
+    raw.sort(key=lambda column: -column.dtype.alignment)
+    columns: list[_Raw | _Varying] = [*raw, *varying]
     codes = {column.code for column in varying}
+    elements = rows * ends[True] + ends[False]
     return _Layout(
-        tuple(sorted(raw, key=lambda column: -column.dtype.alignment)),
+        tuple(raw),
         tuple(varying),
+        _picker([column.name for column in columns]),
+        [(np.ndarray, column.dtype, column.shape) for column in columns],
+        [
+            (np.ndarray, column.dtype, (rows,) if column.name in flat else column.shape)
+            for column in columns
+        ],
         codes.pop() if len(codes) == 1 else "",
         ends[True],
-        rows * ends[True] + ends[False],
+        elements,
+        all(column.size <= SNAPSHOT_BYTES for column in raw),
+        rows == 1 and ends[True] == len(varying) == elements,
         any(not column.per_row and column.shape[:1] == (rows,) for column in schema.columns),
     )
+
+
+def _picker(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda arrays: [arrays[name] for name in names]
 
 
 # --- encoding ----------------------------------------------------------------------
@@ -258,17 +292,24 @@ def encode(
     layout = _layout(schema, rows)
     if layout.ambiguous:
         return None
-    parts: Parts = []
-    for name, dtype, shape, flat_shape, _ in layout.raw:
-        values = arrays.get(name)
-        if type(values) is not np.ndarray or values.dtype != dtype:
-            return None
-        if values.shape != shape and not (flat and values.shape == flat_shape):
-            return None
-        parts.append(values.tobytes() if values.nbytes <= SNAPSHOT_BYTES else _uncopied(values))
+    try:
+        given = layout.pick(arrays)
+        traits = [*map(_TRAITS, given)]
+    except (KeyError, AttributeError):  # one is missing, or is no array
+        return None
+    if traits != layout.traits and not (flat and traits == layout.flat_traits):
+        return None
+    columns = given[: len(layout.raw)]
+    if layout.small:
+        parts: Parts = [*map(np.ndarray.tobytes, columns)]
+    else:
+        parts = [
+            values.tobytes() if values.nbytes <= SNAPSHOT_BYTES else _uncopied(values)
+            for values in columns
+        ]
     if not layout.varying:
         return parts
-    elements = _elements(layout, arrays, convert, flat)
+    elements = _elements(layout, given[len(layout.raw) :], convert)
     if elements is None:
         return None
     return [array("Q", map(len, elements)).tobytes(), *parts, b"".join(elements)]
@@ -278,29 +319,25 @@ def _uncopied(values: Array) -> Buffer:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def _elements(
-    layout: _Layout, arrays: Mapping[str, Any], convert: Convert, flat: bool
-) -> list[bytes] | None:
+def _elements(layout: _Layout, given: Sequence[Array], convert: Convert) -> list[bytes] | None:
     """Return what varies in length, row by row; None as `encode`."""
+    if layout.single and layout.code:
+        return convert([*map(np.ndarray.item, given)], layout.code)
     stripes: list[list[Any]] = []  # each has one element of every row
     behind: list[Any] = []
-    for name, code, shape, flat_shape, per_row, begin, end in layout.varying:
-        values = arrays.get(name)
-        if type(values) is not np.ndarray or values.dtype != _OBJECT:
-            return None
-        if values.shape != shape and not (flat and values.shape == flat_shape):
-            return None
+    for column, values in zip(layout.varying, given, strict=True):
         items = values.ravel().tolist()
         if not layout.code:
-            items = convert(items, code)
+            items = convert(items, column.code)
             if items is None:
                 return None
-        if not per_row:
+        width = column.end - column.begin
+        if not column.per_row:
             behind += items
-        elif end - begin == 1:
+        elif width == 1:
             stripes.append(items)
         else:
-            stripes.extend(items[place :: end - begin] for place in range(end - begin))
+            stripes.extend(items[place::width] for place in range(width))
     elements = [*chain.from_iterable(zip(*stripes, strict=True)), *behind]
     return convert(elements, layout.code) if layout.code else elements
 
@@ -413,7 +450,7 @@ def decode_payload(
     arrays: dict[str, Any] = dict.fromkeys(schema.names)
     offset = 8 * layout.elements
     try:
-        for name, dtype, shape, _, size in layout.raw:
+        for name, dtype, shape, size in layout.raw:
             if offset + size > len(view):
                 raise _wrong_length(view)
             arrays[name] = np.ndarray(shape, dtype, view, offset)
@@ -448,7 +485,7 @@ def _undecoded(
     in_rows = rows * layout.width
     # Turned over, each column is contiguous.
     by_column = np.ascontiguousarray(elements[:in_rows].reshape(rows, layout.width).T)
-    for name, _, shape, _, per_row, begin, end in layout.varying:
+    for name, _, shape, per_row, begin, end in layout.varying:
         if not per_row:
             yield name, elements[in_rows + begin : in_rows + end].reshape(shape)
         elif len(shape) == 1:

@@ -35,7 +35,7 @@ class Call:
 
     Attributes:
         schema, parts, rows: its encoded features.
-        waiter: what its caller waits on; set to a `Result`.
+        waiter: what its caller waits on; set to the outputs or to a `Failed`.
         one: whether the row axis is taken off the outputs.
         inferred: the signature that was taken from it, where none is known yet.
     """
@@ -49,11 +49,10 @@ class Call:
 
 
 @dataclass(slots=True, eq=False)
-class Result:
-    """What a caller gets: outputs, or an error to raise."""
+class Failed:
+    """What a caller gets instead of outputs."""
 
-    outputs: Any = None
-    error: BaseException | None = None
+    error: BaseException
 
 
 class Dispatcher:
@@ -75,6 +74,7 @@ class Dispatcher:
         self._timer_at = math.inf
         self._quiet: anyio.Event | None = None
         self._in_hand: Batch | None = None
+        self._turn_ends = False
         self._retiring: dict[int, anyio.Event] = {}
 
     @property
@@ -99,21 +99,47 @@ class Dispatcher:
         """
         if self._broken is not None:
             raise self._broken()
-        scheduler = self._scheduler
+        scheduler, now = self._scheduler, self._clock()
         if scheduler.full:
-            scheduler.refuse()
-            raise _too_many(scheduler)
+            self._make_room(now)
         try:
             call = self._encode(features, one)
             _check_size(call)
         except InvalidFeatures:
             scheduler.reject()
             raise
-        now = self._clock()
         limit = math.inf if timeout is None else timeout
         request = Request(call.schema, call.rows, now, now + limit, limit, call)
-        self._carry_out(scheduler.add(request, now))
+        scheduler.add(request)
+        if scheduler.due and not self._turn_ends:
+            if scheduler.lonely:
+                self._carry_out(scheduler.dispatch(now))
+            else:
+                self._dispatch_later()
+        if request.deadline < self._timer_at:
+            self._set_timer()
         return request, call
+
+    def _make_room(self, now: float) -> None:
+        """Make room for one more request in the queue, or refuse it."""
+        scheduler = self._scheduler
+        self._carry_out(scheduler.make_room(now))
+        if scheduler.full and not scheduler.idle:
+            scheduler.refuse()
+            raise _too_many(scheduler)
+
+    def _dispatch_later(self) -> None:
+        """Let the requests of one turn of the event loop share a batch.
+
+        Callers that are answered together mostly come back together: without this the first
+        of them would be sent alone, and the others wait for it.
+        """
+        self._turn_ends = True
+        self._backend.call_soon(self._on_turn_end)
+
+    def _on_turn_end(self) -> None:
+        self._turn_ends = False
+        self._carry_out(self._scheduler.dispatch(self._clock()))
 
     def cancel(self, request: Request) -> None:
         """Forget a request whose caller has gone."""
@@ -121,7 +147,8 @@ class Dispatcher:
         self._note_quiet()
 
     async def drained(self) -> None:
-        """Wait until no request is waiting or running."""
+        """Wait until no request is waiting or running; the caller lets no more of them in."""
+        self._carry_out(self._scheduler.release(self._clock()))
         self._quiet = anyio.Event()
         self._note_quiet()
         await self._quiet.wait()
@@ -132,7 +159,7 @@ class Dispatcher:
         # A batch whose answer could not be handed out is in no worker and in no queue.
         for request in self._in_hand.requests if self._in_hand is not None else ():
             if self._scheduler.blame(request):
-                _wake(request, Result(error=error()))
+                _wake(request, Failed(error()))
         self._carry_out(self._scheduler.fail_all(error))
 
     # --- workers -------------------------------------------------------------------
@@ -204,6 +231,8 @@ class Dispatcher:
         if batch is not None:
             self._hand_out(batch, frame)
             self._in_hand = None
+            if len(batch.requests) > 1 and not self._turn_ends:
+                self._dispatch_later()
             self._note_quiet()
 
     def failed(self, slot: int, batch_id: int, failure: Failure) -> None:
@@ -257,7 +286,7 @@ class Dispatcher:
 
     def _carry_out(self, todo: Todo) -> None:
         for request, error in todo.fail:
-            _wake(request, Result(error=error))
+            _wake(request, Failed(error))
         for slot, why in todo.kill:
             self._handles[slot].kill(why)
         for batch in todo.send:
@@ -282,12 +311,12 @@ class Dispatcher:
             stop = start + request.rows
             if isinstance(outputs, Failure):
                 if self._scheduler.blame(request):
-                    _wake(request, Result(error=rebuild(outputs, f"slot {batch.slot}")))
+                    _wake(request, Failed(rebuild(outputs, f"slot {batch.slot}")))
             elif self._scheduler.answer(request):
                 call: Call = request.payload
                 if call.inferred is not None and not isinstance(self.signature, Signature):
                     self.signature = call.inferred
-                _wake(request, outputs.result(start, stop, share, call.one))
+                _wake(request, outputs.part(start, stop, share, call.one))
             start = stop
 
     def _set_timer(self) -> None:
@@ -317,11 +346,11 @@ class Dispatcher:
                 event.set()
 
 
-def _wake(request: Request, result: Result) -> None:
-    call: Call = request.payload
+def _wake(request: Request, result: Any) -> None:
+    waiter: Waiter = request.payload.waiter
     request.payload = None
-    if not call.waiter.done():
-        call.waiter.set_result(result)
+    if not waiter.done():
+        waiter.set_result(result)
 
 
 def _check_size(call: Call) -> None:
@@ -353,48 +382,56 @@ class _Outputs:
     def __init__(self, frame: Frame) -> None:
         self._whole: Any
         if frame.kind is Kind.ANSWER_OBJECT:
-            self._per_row = None
+            self._schema = None
             self._whole = _wire.loads_cautiously(frame.payload)
             return
-        schema = _columns.parse_schema(frame.schema)
-        self._per_row = [column.per_row for column in schema.columns]
+        self._schema = schema = _columns.parse_schema(frame.schema)
         self._whole = _columns.decode_payload(
             schema, frame.rows, frame.payload, _wire.loads_cautiously
         )
         # A view of one row would keep the whole batch in memory as long as it lives.
         self._copy = len(frame.payload) > SNAPSHOT_BYTES
 
-    def result(self, start: int, stop: int, share: bool, one: bool) -> Result:
-        if self._per_row is None:
-            return _whole_object(self._whole, one)
+    def part(self, start: int, stop: int, share: bool, one: bool) -> Any:
+        """Return a request's rows, or a `Failed`.
+
+        Args:
+            share: whether there are other requests in the batch.
+            one: take the row axis off.
+        """
+        schema, whole = self._schema, self._whole
+        if schema is None:
+            return _whole_object(whole, one)
         if not share and not one:
-            return Result(self._whole)
+            return whole
         rows = start if one else slice(start, stop)
-        copy = share and self._copy
-        if not isinstance(self._whole, dict):
-            return Result(_part(self._whole, rows, copy) if self._per_row[0] else self._whole)
-        columns = zip(self._whole.items(), self._per_row, strict=True)
-        return Result(
-            {
-                name: _part(values, rows, copy) if per_row else values
-                for (name, values), per_row in columns
+        if not schema.mapping:
+            whole = {"": whole}
+        if schema.divisible and not (share and self._copy):
+            parts = {name: values[rows] for name, values in whole.items()}
+        else:
+            parts = {
+                column.name: _copied(whole[column.name], rows, share and self._copy)
+                if column.per_row
+                else whole[column.name]
+                for column in schema.columns
             }
-        )
+        return parts if schema.mapping else parts[""]
 
 
-def _part(values: Any, rows: int | slice, copy: bool) -> Any:
+def _copied(values: Any, rows: int | slice, copy: bool) -> Any:
     part = values[rows]
     # One element of a column is no view, and bytes have no copy.
     return part.copy() if copy and isinstance(part, np.ndarray) else part
 
 
-def _whole_object(outputs: Any, one: bool) -> Result:
+def _whole_object(outputs: Any, one: bool) -> Any:
     if not one:
-        return Result(outputs)
+        return outputs
     if isinstance(outputs, list | tuple) and len(outputs) == 1:
-        return Result(outputs[0])
-    return Result(
-        error=TypeError(
+        return outputs[0]
+    return Failed(
+        TypeError(
             "predict_one needs outputs with a row axis (arrays, a mapping of arrays, or a list "
             f"with one item a row); the predictor returned a {type(outputs).__name__}: use predict"
         )

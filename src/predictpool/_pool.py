@@ -17,7 +17,7 @@ import cloudpickle
 
 from predictpool._backend import Backend, current_backend
 from predictpool._devices import Device, available_cores, plan, worth
-from predictpool._dispatcher import Call, Dispatcher, Result
+from predictpool._dispatcher import Call, Dispatcher, Failed
 from predictpool._errors import PoolClosed, PredictorPoolError
 from predictpool._features._signature import Signature
 from predictpool._launcher import Launcher
@@ -66,6 +66,10 @@ class PredictorPool(Generic[OutputsT]):
         workers: how many workers; None for one for each core that this process may use.
         max_batch_size: at most so many rows run in one call of the model. A request with
             more rows runs alone.
+        batch_timeout: seconds for which a batch that is not full may be held, counted from its
+            oldest request, for others to come and fill it. With 0.0 nobody waits while a worker
+            is idle: under load batches grow by themselves, from what comes while all workers
+            are busy. Requests whose own timeout is not longer are not held.
         timeout: seconds that a request may take, waiting and running together; each call
             can have its own.
         max_waiting: how many requests may wait; one more is refused at once with
@@ -98,6 +102,7 @@ class PredictorPool(Generic[OutputsT]):
         *,
         workers: int | None = None,
         max_batch_size: int = 64,
+        batch_timeout: float = 0.0,
         timeout: float | None = 30.0,
         max_waiting: int | None = 1024,
         retries: int = 1,
@@ -114,6 +119,7 @@ class PredictorPool(Generic[OutputsT]):
         _check_count("max_batch_size", max_batch_size, 1)
         _check_count("max_waiting", max_waiting, 0, optional=True)
         _check_count("retries", retries, 0)
+        _check_seconds("batch_timeout", batch_timeout, optional=False)
         for option, limit in (
             ("timeout", timeout),
             ("start_timeout", start_timeout),
@@ -124,6 +130,11 @@ class PredictorPool(Generic[OutputsT]):
             _check_seconds(option, limit)
         if watch == 0:
             raise ValueError("watch is 0, expected more than 0 seconds, or None")
+        if timeout is not None and batch_timeout and batch_timeout >= timeout:
+            raise ValueError(
+                f"batch_timeout is {batch_timeout} and timeout is {timeout}: a batch can be held "
+                "only for less than the time that its requests have"
+            )
         _check_launcher(launcher)
         if not isinstance(name, str):
             raise TypeError(f"name is {name!r}, expected text")
@@ -142,6 +153,7 @@ class PredictorPool(Generic[OutputsT]):
             max_waiting=math.inf if max_waiting is None else max_waiting,
             retries=retries,
             hang_timeout=math.inf if hang_timeout is None else hang_timeout,
+            batch_timeout=batch_timeout,
         )
         self._backend: Backend | None = None
         self._dispatcher: Dispatcher | None = None
@@ -451,13 +463,13 @@ class PredictorPool(Generic[OutputsT]):
 
     async def _outcome(self, request: Request, call: Call) -> Any:
         try:
-            result: Result = await call.waiter
+            result = await call.waiter
         except BaseException:
             self._forget(request)
             raise
-        if result.error is not None:
+        if type(result) is Failed:
             raise result.error
-        return result.outputs
+        return result
 
     def _forget(self, request: Request) -> None:
         if self._dispatcher is not None:
@@ -568,13 +580,15 @@ def _check_count(option: str, value: Any, least: int, *, optional: bool = False)
         raise ValueError(f"{option} is {value}, expected at least {least}")
 
 
-def _check_seconds(option: str, value: Any) -> None:
-    if value is None:
+def _check_seconds(option: str, value: Any, *, optional: bool = True) -> None:
+    if optional and value is None:
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{option} is {value!r}, expected seconds or None")
+        or_none = " or None" if optional else ""
+        raise TypeError(f"{option} is {value!r}, expected seconds{or_none}")
     if not value >= 0:
-        raise ValueError(f"{option} is {value}, expected 0 or more seconds, or None")
+        or_none = ", or None" if optional else ""
+        raise ValueError(f"{option} is {value}, expected 0 or more seconds{or_none}")
 
 
 def _pickled(what: str, value: Any) -> bytes:

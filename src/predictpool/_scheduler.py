@@ -7,7 +7,10 @@ be driven by a state machine in tests.
 The rules:
 
 - One queue for the whole pool. A worker that can take more gets the oldest requests that
-  fit together, up to ``max_batch_size`` rows; nobody waits while a worker is idle.
+  fit together, up to ``max_batch_size`` rows; several that are idle share them evenly.
+- Nobody waits while a worker is idle: after `Scheduler.dispatch` either no worker is idle or
+  no request waits. With a ``batch_timeout`` a request may wait that long for others to fill
+  its batch, unless it would run out of time.
 - Requests with different keys never share a batch and never block each other.
 - A worker whose model is not row-wise gets one request at a time; the others' requests are
   joined all the same.
@@ -21,7 +24,7 @@ import heapq
 import itertools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -29,7 +32,7 @@ from typing import Any
 from predictpool._errors import PoolTimeout
 from predictpool._statistics import Counters
 
-# So many need no tidying up.
+# So many deadlines need no tidying up.
 _FEW_DEADLINES = 64
 
 
@@ -51,6 +54,7 @@ class Request:
         timeout: the caller's limit in seconds, for the message.
         submitted_at, deadline, started_at: in seconds of the pool's clock.
         payload: what the dispatcher needs to send it and to answer it; not looked at here.
+        place: the lower, the older.
         deaths: how many workers died while they ran it.
     """
 
@@ -62,6 +66,7 @@ class Request:
     payload: Any = None
     state: State = State.WAITING
     started_at: float = 0.0
+    place: int = 0
     deaths: int = 0
 
 
@@ -107,34 +112,59 @@ class Todo:
 ErrorFactory = Callable[[], BaseException]
 
 
+class _Line:
+    """The waiting requests of one key, the oldest first.
+
+    Attributes:
+        requests: a dict for its order and for leaving from the middle.
+        rows: how many rows they have together.
+        until: for how long they may be held, for a batch to fill.
+    """
+
+    __slots__ = ("requests", "rows", "until")
+
+    def __init__(self) -> None:
+        self.requests: OrderedDict[Request, None] = OrderedDict()
+        self.rows = 0
+        self.until = math.inf
+
+    @property
+    def place(self) -> int:
+        """That of the oldest request."""
+        return next(iter(self.requests)).place
+
+
 class Scheduler:
     """The state of a pool's requests. See the module's docstring for the rules."""
 
     def __init__(
-        self, *, max_batch_size: int, max_waiting: float, retries: int, hang_timeout: float
+        self,
+        *,
+        max_batch_size: int,
+        max_waiting: float,
+        retries: int,
+        hang_timeout: float,
+        batch_timeout: float = 0.0,
     ) -> None:
         self.counters = Counters()
+        self.waiting = 0
         self._max_batch_size = max_batch_size
         self.max_waiting = max_waiting
         self._retries = retries
         self._hang_timeout = hang_timeout
+        self._batch_timeout = batch_timeout
         self._ids = itertools.count(1)
-        self._queues: OrderedDict[Hashable, OrderedDict[Request, None]] = OrderedDict()
+        self._lines: dict[Hashable, _Line] = {}
         self._again: deque[list[Request]] = deque()
         self._idle: list[int] = []
         self._retired: set[int] = set()
         self._alone: set[int] = set()
         self._running: dict[int, Batch] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
-        self._order = itertools.count()
-        self._arrived: dict[Request, int] = {}
+        self._tidy_at = _FEW_DEADLINES
+        self._places = itertools.count()
 
     # --- what can be asked ---------------------------------------------------------
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        return len(self._arrived)
 
     @property
     def running(self) -> int:
@@ -148,12 +178,27 @@ class Scheduler:
     @property
     def quiet(self) -> bool:
         """Whether no request is waiting or running."""
-        return not self._arrived and not self.running
+        return not self.waiting and not self.running
 
     @property
     def full(self) -> bool:
-        """Whether one more request would have to wait and may not."""
-        return self.waiting >= self.max_waiting and not self._idle
+        """Whether as many requests wait as may."""
+        return self.waiting >= self.max_waiting
+
+    @property
+    def idle(self) -> bool:
+        """Whether a worker has nothing to do."""
+        return bool(self._idle)
+
+    @property
+    def due(self) -> bool:
+        """Whether `dispatch` may have something to do."""
+        return bool(self._idle) and self.waiting > 0
+
+    @property
+    def lonely(self) -> bool:
+        """Whether there is one waiting request and nothing else."""
+        return self.waiting == 1 and not self._running
 
     def batch_of(self, slot: int) -> Batch | None:
         """Return the batch that a slot's worker is running."""
@@ -168,19 +213,46 @@ class Scheduler:
         for batch in self._running.values():
             if not batch.killed:
                 soonest = min(soonest, batch.started_at + self._hang_timeout)
+        if self._batch_timeout and self._idle:
+            soonest = min(soonest, *(line.until for line in self._lines.values()), math.inf)
         return soonest
 
     # --- requests ------------------------------------------------------------------
 
-    def add(self, request: Request, now: float) -> Todo:
-        """Take a request into the queue. The caller asked `full` first."""
+    def add(self, request: Request) -> None:
+        """Take a request into the queue, where `make_room` has found a place for it."""
         self.counters.submitted += 1
-        self._arrived[request] = next(self._order)
-        self._queues.setdefault(request.key, OrderedDict())[request] = None
+        self.waiting += 1
+        request.place = next(self._places)
+        line = self._lines.get(request.key)
+        if line is None:
+            line = self._lines[request.key] = _Line()
+        line.requests[request] = None
+        line.rows += request.rows
+        if self._batch_timeout:
+            line.until = min(line.until, self._held_until(request))
         if request.deadline < math.inf:
-            heapq.heappush(self._deadlines, (request.deadline, next(self._order), request))
-            self._forget_old_deadlines()
-        return self._dispatch(now, Todo())
+            heapq.heappush(self._deadlines, (request.deadline, request.place, request))
+            if len(self._deadlines) > self._tidy_at:
+                self._forget_old_deadlines()
+
+    def dispatch(self, now: float, *, hold: bool = True) -> Todo:
+        """Give what waits to idle workers.
+
+        Args:
+            hold: leave what is held for a batch to fill.
+        """
+        return self._dispatch(now, Todo(), hold=hold)
+
+    def release(self, now: float) -> Todo:
+        """Hold nothing from now on: no request will come to fill a batch."""
+        self._batch_timeout = 0.0
+        return self.dispatch(now)
+
+    def make_room(self, now: float) -> Todo:
+        """Give out what is held, too, where the queue would be full otherwise."""
+        full = self.full and self._idle
+        return self._dispatch(now, Todo(), hold=False) if full else Todo()
 
     def refuse(self) -> None:
         """Count a request that found the queue full."""
@@ -198,9 +270,8 @@ class Scheduler:
             self.counters.cancelled += 1
 
     def expire(self, now: float) -> Todo:
-        """Fail what has run out of time; have hung workers killed."""
-        todo = Todo()
-        self._time_out(now, todo)
+        """Fail what has run out of time, give out what was held, have hung workers killed."""
+        todo = self._dispatch(now, Todo())
         for slot, batch in self._running.items():
             if not batch.killed and now >= batch.started_at + self._hang_timeout:
                 batch.killed = True
@@ -235,11 +306,13 @@ class Scheduler:
 
     def answer(self, request: Request) -> bool:
         """Mark a request as answered; False if its caller has gone meanwhile."""
-        if not self._finish(request):
+        if request.state is not State.RUNNING:
             return False
-        self.counters.answered += 1
-        self.counters.rows += request.rows
-        self.counters.waiting_seconds += request.started_at - request.submitted_at
+        request.state = State.DONE
+        counters = self.counters
+        counters.answered += 1
+        counters.rows += request.rows
+        counters.waiting_seconds += request.started_at - request.submitted_at
         return True
 
     def blame(self, request: Request) -> bool:
@@ -322,7 +395,8 @@ class Scheduler:
         """End every request that waits or runs with an error."""
         todo = Todo()
         running = [r for batch in self._running.values() for r in batch.requests]
-        waiting = list(self._arrived)
+        lines = (line.requests for line in self._lines.values())
+        waiting = [request for group in (*self._again, *lines) for request in group]
         self._fail((r for r in running + waiting if r.state is not State.DONE), error, todo)
         return todo
 
@@ -333,7 +407,7 @@ class Scheduler:
         for group in reversed([group for group in groups if group]):
             for request in group:
                 request.state = State.WAITING
-                self._arrived[request] = next(self._order)
+                self.waiting += 1
             self._again.appendleft(group)
 
     def _finish(self, request: Request) -> bool:
@@ -341,12 +415,15 @@ class Scheduler:
         if request.state is State.DONE:
             return False
         if request.state is State.WAITING:
-            del self._arrived[request]
-            queue = self._queues.get(request.key)
-            if queue is not None and request in queue:
-                del queue[request]
-                if not queue:
-                    del self._queues[request.key]
+            self.waiting -= 1
+            line = self._lines.get(request.key)
+            if line is not None and request in line.requests:
+                del line.requests[request]
+                line.rows -= request.rows
+                if not line.requests:
+                    del self._lines[request.key]
+                elif self._batch_timeout and self._held_until(request) == line.until:
+                    line.until = min(map(self._held_until, line.requests))
         request.state = State.DONE
         return True
 
@@ -379,58 +456,89 @@ class Scheduler:
             self._idle.append(batch.slot)
         return self._dispatch(now, todo)
 
-    def _dispatch(self, now: float, todo: Todo) -> Todo:
+    def _dispatch(self, now: float, todo: Todo, *, hold: bool = True) -> Todo:
         # An expired request never reaches a worker, however late the pool's timer is.
         self._time_out(now, todo)
-        while self._idle and self._arrived:
-            requests = list(self._take(self._idle[-1] in self._alone))
+        while self._idle and self.waiting:
+            requests = self._take(self._idle[-1] in self._alone, now if hold else math.inf)
+            if requests is None:
+                break
             if not requests:
                 continue
             batch = Batch(next(self._ids), self._idle.pop(), requests, now)
             for request in requests:
                 request.state = State.RUNNING
                 request.started_at = now
-                del self._arrived[request]
+            self.waiting -= len(requests)
             self._running[batch.slot] = batch
             self.counters.batches += 1
             todo.send.append(batch)
         return todo
 
-    def _take(self, alone: bool) -> Iterator[Request]:
-        """Take the oldest requests that fit together out of the queue, or the oldest one."""
+    def _take(self, alone: bool, now: float) -> list[Request] | None:
+        """Take the oldest requests that fit together out of the queue, or the oldest one.
+
+        Returns:
+            None where all that wait are held.
+        """
         if self._again:
             group = [r for r in self._again.popleft() if r.state is State.WAITING]
             if alone and len(group) > 1:
                 self._again.appendleft(group[1:])
                 del group[1:]
-            yield from group
-            return
-        key, queue = min(self._queues.items(), key=self._age)
-        rows = 0
-        while queue:
-            request = next(iter(queue))
-            rows += request.rows
-            if rows > self._max_batch_size and rows > request.rows:
-                break
-            del queue[request]
-            yield request
-            if alone:
-                break
-        if not queue:
-            del self._queues[key]
+            return group
+        lines = list(self._lines.values())
+        if self._batch_timeout and not alone:
+            most = self._max_batch_size
+            lines = [line for line in lines if line.rows >= most or line.until <= now]
+            if not lines:
+                return None
+        line = min(lines, key=_place) if len(lines) > 1 else lines[0]
+        return self._take_from(line, 0 if alone else self._share(line))
 
-    def _age(self, entry: tuple[Hashable, OrderedDict[Request, None]]) -> int:
-        return self._arrived[next(iter(entry[1]))]
+    def _share(self, line: _Line) -> int:
+        """Return how many rows of a line one of the idle workers should take."""
+        if self._batch_timeout:
+            return self._max_batch_size
+        workers = max(1, len(self._idle) - (len(self._lines) - 1))
+        return min(self._max_batch_size, -(-line.rows // workers))
+
+    def _take_from(self, line: _Line, most: int) -> list[Request]:
+        """Take the oldest requests that have at most so many rows, and one at least."""
+        queue = line.requests
+        request, _ = queue.popitem(last=False)
+        taken, rows = [request], request.rows
+        while queue:
+            request, _ = queue.popitem(last=False)
+            rows += request.rows
+            if rows > most:
+                rows -= request.rows
+                queue[request] = None
+                queue.move_to_end(request, last=False)
+                break
+            taken.append(request)
+        line.rows -= rows
+        if not queue:
+            del self._lines[taken[0].key]
+        elif self._batch_timeout:
+            line.until = min(map(self._held_until, queue))
+        return taken
+
+    def _held_until(self, request: Request) -> float:
+        # One that would run out of time meanwhile is not held at all.
+        held = self._batch_timeout if self._batch_timeout < request.timeout else 0.0
+        return request.submitted_at + held
 
     def _forget_old_deadlines(self) -> None:
         # Finished requests leave their deadlines behind; without this, an hour's timeout
         # would keep an hour's requests in memory.
-        if len(self._deadlines) <= _FEW_DEADLINES:
-            return
-        live = self.waiting + sum(len(batch.requests) for batch in self._running.values())
-        if len(self._deadlines) > 2 * live + _FEW_DEADLINES:
-            self._deadlines = [e for e in self._deadlines if e[2].state is not State.DONE]
-            heapq.heapify(self._deadlines)
+        self._deadlines = [entry for entry in self._deadlines if entry[2].state is not State.DONE]
+        heapq.heapify(self._deadlines)
+        self._tidy_at = 2 * len(self._deadlines) + _FEW_DEADLINES
+
+
+def _place(line: _Line) -> int:
+    return line.place
 
 
 def _timeout_error(request: Request, now: float) -> PoolTimeout:
