@@ -39,6 +39,7 @@ class Sent(NamedTuple):
     id: int
     rows: int
     joined: bool
+    shared: bool
     schema: bytes
     payload: bytes
 
@@ -56,6 +57,7 @@ frames = st.builds(
     id=numbers,
     rows=numbers,
     joined=st.booleans(),
+    shared=st.booleans(),
     schema=st.binary(max_size=40),
     payload=st.binary(max_size=60)
     | st.integers(SCRATCH - 100, SCRATCH + 100).map(lambda size: (b"0123456789" * size)[:size])
