@@ -319,6 +319,7 @@ async def test_what_is_sent_behind_a_copy_comes_behind_it(stage: Stage) -> None:
             await until(lambda: copying(pool))
             handle_of(pool).stop()  # it would end before it has answered
             assert await stage.hears() == len(array)
+            assert pool.statistics().restarts == 0
             stage.let_go()
 
 
