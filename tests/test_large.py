@@ -68,6 +68,12 @@ def names_in(folder: str) -> set[str]:
     return {path.name for path in Path(folder).iterdir()}
 
 
+def mapped_by(pid: int) -> set[str]:
+    """Return the names of the files that a process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split(maxsplit=5)[5] for line in lines if len(line.split()) > 5}
+
+
 # --- in the pool -------------------------------------------------------------------
 
 
@@ -200,11 +206,14 @@ async def test_the_loop_turns_between_two_steps_of_a_copy(monkeypatch: pytest.Mo
 
 
 @on_every_loop
-async def test_nothing_of_it_has_a_name() -> None:
-    before = names_in("/dev/shm")
+async def test_the_memory_has_no_name_in_the_file_system() -> None:
     async with PredictorPool(echoing(), workers=1) as pool:
-        await pool.predict(numbers(2 * MB))
-        assert names_in("/dev/shm") == before
+        for _ in range(2):
+            await pool.predict(numbers(2 * MB))
+        for pid in (os.getpid(), *pids_of(pool)):
+            mapped = mapped_by(pid)
+            assert any(name.startswith("/memfd:predictpool-buffer") for name in mapped)
+            assert not any(name.startswith("/dev/shm") for name in mapped)
 
 
 def build_echo() -> Any:
