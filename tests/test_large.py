@@ -379,6 +379,11 @@ async def test_giving_back_does_not_stop_who_comes_meanwhile(
             await until(lambda buffer=buffer: buffer._size < 2 * MB)  # type: ignore[misc]
 
 
+def refuse(*_: object, **__: object) -> Any:
+    """Stand in for a kernel without memory for one more mapping."""
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
     """Have the kernel refuse this process larger files; the signal for it Python ignores."""
@@ -399,7 +404,7 @@ async def test_without_memory_to_share_large_arrays_are_sent_and_the_log_says_so
         with files_no_larger_than(2 * STEP_BYTES + 1000):
             for _ in range(3):
                 assert np.array_equal(await pool.predict(array), array)
-        assert caplog.text.count("no memory to share") == 1
+        assert caplog.text.count("no memory is shared") == 1
         assert os.strerror(errno.EFBIG) in caplog.text
 
 
@@ -409,16 +414,13 @@ async def test_memory_that_cannot_be_mapped_is_not_shared(
 ) -> None:
     array = numbers(STEP_BYTES)
 
-    def refuse(*_: object, **__: object) -> Any:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
     async with PredictorPool(echoing(), workers=1) as pool:
         assert np.array_equal(await pool.predict(array), array)
         with monkeypatch.context() as patch:
             patch.setattr(mmap, "mmap", refuse)
             for _ in range(3):
                 assert np.array_equal(await pool.predict(array), array)
-        assert caplog.text.count("no memory to share") == 1
+        assert caplog.text.count("no memory is shared") == 1
 
 
 @on_every_loop
@@ -435,6 +437,26 @@ async def test_after_it_was_given_back_memory_is_asked_for_again(
         monkeypatch.setattr(shared_buffer_module, "KEEP_SECONDS", 1000.0)
         assert np.array_equal(await pool.predict(array), array)
         assert memory_of(buffer) >= 3 * STEP_BYTES
+
+
+@on_every_loop
+async def test_memory_that_cannot_be_given_back_is_tried_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = numbers(STEP_BYTES)
+    async with PredictorPool(echoing(), workers=1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(mmap, "mmap", refuse)
+            patch.setattr(shared_buffer_module, "KEEP_SECONDS", 0.0)
+            assert np.array_equal(await pool.predict(array), array)
+            buffer = buffer_of(pool)
+            await until(lambda: buffer._no_memory)
+            assert memory_of(buffer) >= STEP_BYTES
+            patch.undo()
+            patch.setattr(shared_buffer_module, "KEEP_SECONDS", 0.0)
+            await until(lambda: not buffer._no_memory)
+        assert not memory_of(buffer)
+        assert caplog.text.count("no memory is shared") == 1
 
 
 # --- without a pool ----------------------------------------------------------------

@@ -65,9 +65,14 @@ class SharedBuffer:
 
         Returns:
             its offset in bytes, or None after there was no memory for another batch.
+
+        Raises:
+            OSError: what memory there is cannot be mapped.
         """
         if self._no_memory:
             return None
+        if len(self._view) < self._size:
+            self._map()
         offset = 0
         for begin, end in sorted(self._taken.values()):
             if offset + size <= begin:
@@ -89,8 +94,6 @@ class SharedBuffer:
         Raises:
             OSError: there is no memory for it.
         """
-        if len(self._view) < self._size:
-            self._map()
         there = data[: max(0, min(len(self._view), self._size) - offset)]
         if there:
             self._view[offset : offset + len(there)] = there
@@ -102,8 +105,7 @@ class SharedBuffer:
 
     def give_up(self, batch_id: int, error: OSError) -> None:
         """Take no more batches, until what memory there is was given back."""
-        logger.warning("no memory to share with a worker (%s): large arrays are sent to it", error)
-        self._no_memory = True
+        self._note_failure(error)
         self.release(batch_id)
 
     def close(self) -> None:
@@ -119,6 +121,11 @@ class SharedBuffer:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    def _note_failure(self, error: OSError) -> None:
+        if not self._no_memory:
+            logger.warning("no memory is shared with a worker: %s; large arrays are sent", error)
+            self._no_memory = True
 
     def _map(self) -> None:
         self._unmap()
@@ -142,7 +149,8 @@ class SharedBuffer:
         try:
             self._give_back()
         except OSError as error:
-            logger.warning("%d bytes cannot be given back: %s", self._size, error)
+            self._note_failure(error)
+            self._timer = self._backend.call_later(KEEP_SECONDS, self._on_timer)
             return
         if self._size:
             self._timer = self._backend.call_later(0.0, self._on_timer)
@@ -181,11 +189,11 @@ class Copy:
 
     def step(self) -> bool:
         """Copy up to `STEP_BYTES`. Returns whether nothing is left to do."""
-        if self.offset is None:
-            self.offset = self._buffer.take(self._batch_id, self._size)
-        if self.offset is None:
-            return True
         try:
+            if self.offset is None:
+                self.offset = self._buffer.take(self._batch_id, self._size)
+            if self.offset is None:
+                return True
             self._copy(self.offset + self._size - self._left)
         except OSError as error:
             self._buffer.give_up(self._batch_id, error)
