@@ -108,7 +108,8 @@ class Channel:
                 self._on_frame(frame)
                 if self._reading is None:
                     return False
-            if not full:
+            # The rest of a frame is on its way, and the loop's next turn may be later.
+            if not full and self._decoder.between_frames:
                 return False
             budget -= count
         return True
