@@ -120,7 +120,7 @@ class Channel:
 
     def _flush(self) -> None:
         budget = _BUDGET
-        while budget > 0 and (self._pending or self._prepare()):
+        while budget > 0 and (self._pending or (self._waiting and self._prepare())):
             try:
                 sent = self._connection.sendmsg(list(islice(self._pending, _BUFFERS_AT_ONCE)))
             except BlockingIOError:
@@ -134,9 +134,7 @@ class Channel:
         self._watch_writable(bool(self._pending or self._waiting))
 
     def _prepare(self) -> bool:
-        """Go on to the next frame; False if there is none, or none that is complete."""
-        if not self._waiting:
-            return False
+        """Go on to the next frame; False if it is not complete yet."""
         frame = self._waiting[0]
         parts = frame() if callable(frame) else frame
         if parts is None:

@@ -67,23 +67,21 @@ class LocalWorker:
         """Send a batch."""
         payload, size = join_parts(requests)
         joined = len(requests) > 1
-        frame = partial(
-            _wire.encode_frame, Kind.PREDICT, batch_id, rows=rows, joined=joined, schema=schema.blob
-        )
-        if size < SHARED_BYTES:
-            self._channel.send(frame(payload=payload, size=size))
+        if size >= SHARED_BYTES:
+            frame = partial(_wire.encode_frame, Kind.PREDICT, batch_id, rows=rows, joined=joined)
+            self._send_large(batch_id, partial(frame, schema=schema.blob), payload, size)
             return
-        copy = Copy(self._buffer, batch_id, payload, size)
-
-        def prepare() -> Parts | None:
-            if not copy.step():
-                return None
-            if copy.offset is None:
-                return frame(payload=payload, size=size)
-            where = SHARED.pack(copy.offset, size)
-            return frame(shared=True, payload=(where,), size=len(where))
-
-        self._channel.send(prepare)
+        self._channel.send(
+            _wire.encode_frame(
+                Kind.PREDICT,
+                batch_id,
+                rows=rows,
+                joined=joined,
+                schema=schema.blob,
+                payload=payload,
+                size=size,
+            )
+        )
 
     def stop(self) -> None:
         """Ask it to end in good order."""
@@ -110,6 +108,22 @@ class LocalWorker:
         """Let go of its descriptors in a forked copy of the application."""
         self._channel.close_in_forked_copy()
         self._buffer.close_in_forked_copy()
+
+    def _send_large(
+        self, batch_id: int, frame: Callable[..., Parts], payload: Parts, size: int
+    ) -> None:
+        """Copy a payload to where the worker can read it, then send the frame."""
+        copy = Copy(self._buffer, batch_id, payload, size)
+
+        def prepare() -> Parts | None:
+            if not copy.step():
+                return None
+            if copy.offset is None:
+                return frame(payload=payload, size=size)
+            where = SHARED.pack(copy.offset, size)
+            return frame(shared=True, payload=(where,), size=len(where))
+
+        self._channel.send(prepare)
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.kind is Kind.ANSWER or frame.kind is Kind.ANSWER_OBJECT:

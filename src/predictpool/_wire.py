@@ -28,7 +28,7 @@ from predictpool._columns import SNAPSHOT_BYTES, Buffer, Parts, WireError
 HEADER = struct.Struct("<HBBIQQQ")
 MAGIC = 0x5050
 SHARED = struct.Struct("<QQ")  # where in the shared memory, and how many bytes
-_JOINED, _IN_SHARED = 1, 2  # the flags
+_JOINED, _SHARED = 1, 2  # the flags
 MAX_SCHEMA = 1 << 26
 MAX_PAYLOAD = 1 << 40
 MAX_REQUEST = 1 << 34
@@ -120,7 +120,7 @@ def encode_frame(
             f"a message of {size + len(schema):,} bytes is larger than a frame can be "
             f"({MAX_PAYLOAD:,}): send fewer rows in one request"
         )
-    flags = _JOINED * joined | _IN_SHARED * shared
+    flags = joined * _JOINED | shared * _SHARED
     header = HEADER.pack(MAGIC, kind, flags, len(schema), id, rows, size)
     if size <= SNAPSHOT_BYTES:
         return [b"".join((header, schema, *payload))]
@@ -193,7 +193,7 @@ class FrameDecoder:
             id,
             rows,
             bool(flags & _JOINED),
-            bool(flags & _IN_SHARED),
+            bool(flags & _SHARED),
             bytes(self._scratch[begin:middle]),
             memoryview(self._memory[middle:end]),
         )
@@ -214,7 +214,7 @@ class FrameDecoder:
         _, kind, flags, schema, id, rows, _ = self._header
         body = self._body
         self._header, self._body, self._filled = None, None, 0
-        joined, shared = bool(flags & _JOINED), bool(flags & _IN_SHARED)
+        joined, shared = bool(flags & _JOINED), bool(flags & _SHARED)
         begin = bytes(body[:schema])
         return [Frame(_KINDS[kind], id, rows, joined, shared, begin, body[schema:])]
 
