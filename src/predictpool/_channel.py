@@ -122,7 +122,10 @@ class Channel:
         budget = _BUDGET
         while budget > 0 and (self._pending or (self._waiting and self._prepare())):
             try:
-                sent = self._connection.sendmsg(list(islice(self._pending, _BUFFERS_AT_ONCE)))
+                if len(self._pending) == 1:
+                    sent = self._connection.send(self._pending[0])
+                else:
+                    sent = self._connection.sendmsg(list(islice(self._pending, _BUFFERS_AT_ONCE)))
             except BlockingIOError:
                 break
             except OSError:

@@ -150,7 +150,8 @@ class FrameDecoder:
     @property
     def buffer(self) -> memoryview:
         """Where the next bytes go. Never empty."""
-        return (self._scratch if self._body is None else self._body)[self._filled :]
+        whole = self._scratch if self._body is None else self._body
+        return whole[self._filled :] if self._filled else whole
 
     @property
     def between_frames(self) -> bool:
