@@ -47,7 +47,7 @@ class Backend(Protocol):
         """Return a new waiter."""
 
     def call_soon(self, callback: Callback) -> None:
-        """Call back once, after those who have been woken by now have had their turn."""
+        """Call back once, when all who are ready now, or woken by those, have had their turn."""
 
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         """Call back once, later."""
@@ -134,7 +134,8 @@ class _AsyncioBackend(_Guard):
         return self._loop.create_future()
 
     def call_soon(self, callback: Callback) -> None:
-        self._loop.call_soon(self._guarded(callback))
+        # What is ready in this turn of the loop wakes others in the next one.
+        self._loop.call_soon(self._loop.call_soon, self._guarded(callback))
 
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         return self._loop.call_later(seconds, self._guarded(callback))
@@ -227,9 +228,7 @@ class _TrioBackend(_Guard):
 
     def call_soon(self, callback: Callback) -> None:
         guarded, again = self._guarded(callback), self._token.run_sync_soon
-        # trio runs what is ready in any order, and what it wakes by this one turn later: the
-        # second time is after those who are ready now.
-        again(again, guarded)
+        again(again, guarded)  # as above
 
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         import trio
