@@ -131,10 +131,7 @@ class SharedBuffer:
         try:
             self._give_back()
             self._timer = self._backend.call_later(0.0, self.close)
-        except (
-            OSError,
-            RuntimeError,
-        ):  # not in steps, then; or the loop is closed, and nobody waits
+        except (OSError, RuntimeError):  # RuntimeError: the loop is closed, so nobody waits
             return False
         # The mapping keeps the memory, and closes itself should the loop end before.
         self.close_in_forked_copy()
