@@ -573,6 +573,36 @@ def test_the_file_cannot_be_made_smaller_under_a_worker() -> None:
     os.close(descriptor)
 
 
+def test_much_memory_is_let_go_of_in_steps() -> None:
+    ends = BothEnds()
+    observer = os.dup(ends.buffer._descriptor)
+    ends.send([bytes(16 * MB)])
+    ends.close()
+    turns = 0
+    while ends.hand.callback is not None:
+        left = os.fstat(observer).st_blocks
+        ends.hand.ring()
+        turns += 1
+        assert 0 <= left - os.fstat(observer).st_blocks <= STEP_BYTES // 512
+    assert turns >= 8
+    assert ends.buffer._mapping is None
+    assert ends.buffer._descriptor == -1
+    os.close(observer)
+
+
+def test_without_a_loop_memory_is_let_go_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = BothEnds()
+    ends.send([bytes(16 * MB)])
+
+    def closed(*_: object) -> Any:
+        raise RuntimeError("the loop is closed")
+
+    monkeypatch.setattr(ends.hand, "call_later", closed)
+    ends.close()
+    assert ends.buffer._mapping is None
+    assert ends.buffer._descriptor == -1
+
+
 def test_a_closed_buffer_has_no_timer_left() -> None:
     ends = BothEnds()
     ends.send([bytes(MB)])

@@ -25,6 +25,8 @@ STEP_BYTES = 1 << 20
 # A buffer that nothing has used for so many seconds gives its memory back. Whoever comes
 # more seldom than that pays for new memory, 0.4 ms for each MB.
 KEEP_SECONDS = 10.0
+# What may be let go of in one turn of the loop: 0.2 ms for each MB.
+_CLOSED_AT_ONCE = 1 << 23
 
 
 def create_memory() -> int:
@@ -109,10 +111,13 @@ class SharedBuffer:
         self.release(batch_id)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything; of much memory a step in each turn of the loop."""
+        self._taken.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._size > _CLOSED_AT_ONCE and self._close_later():
+            return
         self._unmap()
         self.close_in_forked_copy()
 
@@ -121,6 +126,16 @@ class SharedBuffer:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    def _close_later(self) -> bool:
+        try:
+            self._give_back()
+            self._timer = self._backend.call_later(0.0, self.close)
+        except (OSError, RuntimeError):  # RuntimeError: the loop is closed, so nobody waits
+            return False
+        # The mapping keeps the memory, and closes itself should the loop end before.
+        self.close_in_forked_copy()
+        return True
 
     def _note_failure(self, error: OSError) -> None:
         if not self._no_memory:
