@@ -32,7 +32,7 @@ class Outcome:
         seconds: how long the clock ran.
         p50_seconds, p99_seconds: of a call.
         lag_p99_seconds: how much later than due a ticker of 1 ms ran. An event loop on epoll is up
-            to 1 ms late with nothing else to do.
+            to 1 ms late with nothing else to do. None where there is no event loop.
         cpu_seconds: user and system, of this process and of its descendants; those that
             ended meanwhile are not in it.
     """
@@ -41,7 +41,7 @@ class Outcome:
     seconds: float
     p50_seconds: float
     p99_seconds: float
-    lag_p99_seconds: float
+    lag_p99_seconds: float | None
     cpu_seconds: float
 
     @property

@@ -321,10 +321,4 @@ def show_goals(paper: Paper, goals: Sequence[Goal]) -> None:
 
 
 def _spread(spread: Spread | None, scale: float = 1.0) -> str:
-    if spread is None:
-        return ""
-    median, low, high = (
-        f"{value * scale:.{0 if value * scale >= 100 else 2}f}"
-        for value in (spread.median, spread.low, spread.high)
-    )
-    return f"{median} ({low}–{high})"
+    return "" if spread is None else spread.text(scale)
