@@ -40,6 +40,7 @@ class Outcome:
         p50_seconds, p99_seconds: from when a request was due to when its answer arrived; of those
             that were answered.
         late_p99_seconds: from when it was due to when it was sent.
+        generator_cores: how much of a core the generator took.
     """
 
     rate: float
@@ -48,6 +49,7 @@ class Outcome:
     p50_seconds: float
     p99_seconds: float
     late_p99_seconds: float
+    generator_cores: float
 
 
 # --- the application ---------------------------------------------------------------
@@ -136,7 +138,9 @@ def generate(path: str, rate: float, seconds: float, warm_up: float, seed: int) 
     due = np.random.default_rng(seed).exponential(1 / rate, count).cumsum()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
+        began, spent = time.perf_counter(), time.process_time()
         sent, arrived = _exchange(connection, due)
+        cores = (time.process_time() - spent) / (time.perf_counter() - began)
     counted, refused = due > warm_up, np.isinf(arrived)
     latency = (arrived - due)[counted & ~refused]
     return Outcome(
@@ -146,6 +150,7 @@ def generate(path: str, rate: float, seconds: float, warm_up: float, seed: int) 
         p50_seconds=figures.percentile(latency, 50),
         p99_seconds=figures.percentile(latency, 99),
         late_p99_seconds=figures.percentile((sent - due)[counted], 99),
+        generator_cores=cores,
     )
 
 

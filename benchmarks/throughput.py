@@ -95,6 +95,7 @@ class OpenLine:
     p50_seconds: Spread
     p99_seconds: Spread
     late_p99_seconds: Spread
+    generator_cores: Spread
     p99_to_p50: Spread
 
 
@@ -243,6 +244,7 @@ def sum_up_open(name: str, rounds: list[open_loop.Outcome]) -> OpenLine:
         Spread.of(p50),
         Spread.of(p99),
         Spread.of(each.late_p99_seconds for each in rounds),
+        Spread.of(each.generator_cores for each in rounds),
         ratios(p99, p50),
     )
 
@@ -370,7 +372,7 @@ def _show_open(paper: Paper, found: Found) -> None:
         f"median of {found.size.rounds} rounds of {found.size.open_seconds:g} s "
         "(lowest–highest round)",
         "asked",
-        *("p50", "p99", "p99 / p50", "sent late, p99", "refused"),
+        *("p50", "p99", "p99 / p50", "sent late, p99", "refused", "generator, cores"),
     )
     for line in found.open_lines:
         table.add_row(
@@ -380,6 +382,7 @@ def _show_open(paper: Paper, found: Found) -> None:
             line.p99_to_p50.text(),
             line.late_p99_seconds.text(1e3),
             f"{line.refused:,} of {line.sent:,}",
+            _number(line.generator_cores),
         )
     paper.print(table)
 
