@@ -43,12 +43,17 @@ def ratios(values: Sequence[float], to: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure must not exceed, or must reach."""
+    """What a figure must not exceed, or must reach.
+
+    Attributes:
+        aim: what we would rather have; missing it is no failure.
+    """
 
     name: str
     figure: float
     limit: float
     at_least: bool = False
+    aim: float | None = None
 
     @property
     def reached(self) -> bool:
