@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [latency|budget|startup|saved|soak|overload]``."""
+"""The command line: ``python -m benchmarks NAME``; ``--help`` has the names."""
 
 import argparse
 import sys
@@ -20,6 +20,7 @@ from benchmarks import (
     saved_models,
     soak,
     startup,
+    throughput,
 )
 from benchmarks.figures import Goal
 from benchmarks.models import Model
@@ -29,6 +30,7 @@ QUICK_STEPS = 20
 # How long each benchmark lasts; None where that is not for the caller to say.
 MINUTES = {
     "latency": None,
+    "throughput": None,
     "budget": None,
     "startup": None,
     "saved": None,
@@ -57,6 +59,7 @@ def main_with_model(options: argparse.Namespace) -> None:
         run = report.Run(model, options.quick)
         measure = {
             "latency": measure_latency,
+            "throughput": measure_throughput,
             "budget": measure_budget,
             "startup": measure_startup,
         }
@@ -75,6 +78,12 @@ def measure_latency(run: report.Run, model: Model, options: argparse.Namespace) 
     report.show_run(paper, run)
     report.show_latency(paper, size, lines)
     report.show_goals(paper, goals)
+
+
+def measure_throughput(run: report.Run, model: Model, options: argparse.Namespace) -> None:
+    """Run ``throughput``."""
+    found = throughput.run(model, quick=options.quick, note=note)
+    tell(run, options, "throughput", found, throughput.goals(found), show=throughput.show)
 
 
 def measure_budget(run: report.Run, model: Model, options: argparse.Namespace) -> None:

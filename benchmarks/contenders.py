@@ -161,13 +161,14 @@ async def _serve_pool(orders: Orders, way: Way, model: Model) -> None:
     async with PredictorPool(predictor, workers=way.workers) as pool:
         await pool.wait_ready()
         orders.reply(None)
-        while (order := await _next(orders)) is not None:
+        while (order := await next_order(orders)) is not None:
             warm_up, calls, keep = order
             await _ask_pool_in_turn(pool, rows, warm_up, keep=False)
             orders.reply(await _ask_pool_in_turn(pool, rows, calls, keep))
 
 
-async def _next(orders: Orders) -> Any:
+async def next_order(orders: Orders) -> Any:
+    """Wait for an order without holding up the event loop; None when there will be no more."""
     await anyio.wait_readable(orders)
     return orders.next()
 

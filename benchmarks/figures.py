@@ -22,6 +22,14 @@ class Spread:
         values = list(values)
         return cls(statistics.median(values), min(values), max(values))
 
+    def text(self, scale: float = 1.0) -> str:
+        """Return it for people: the median, and in brackets the lowest and the highest round."""
+        median, low, high = (
+            f"{value * scale:,.{0 if value * scale >= 100 else 2}f}"
+            for value in (self.median, self.low, self.high)
+        )
+        return f"{median} ({low}–{high})"
+
 
 def percentile(seconds: Sequence[float] | NDArray[np.float64], percent: float) -> float:
     """Return a percentile that is one of the values: the tail is not smoothed."""
@@ -35,12 +43,17 @@ def ratios(values: Sequence[float], to: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure must not exceed, or must reach."""
+    """What a figure must not exceed, or must reach.
+
+    Attributes:
+        aim: what we would rather have; missing it is no failure.
+    """
 
     name: str
     figure: float
     limit: float
     at_least: bool = False
+    aim: float | None = None
 
     @property
     def reached(self) -> bool:

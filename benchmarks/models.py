@@ -59,6 +59,23 @@ class Model:
             for row in range(count)
         ]
 
+    def requests(self, count: int, rows: int) -> list[Arrays]:
+        """Return that many requests of so many rows each, no row twice.
+
+        They are what an application holds that has just read them: arrays of their own, of shape
+        ``(rows,)``, float32 or objects of str.
+
+        Raises:
+            ValueError: there are not so many rows.
+        """
+        columns = self._columns("training")
+        if count * rows > _census.TRAINING_ROWS:
+            raise ValueError(f"{count} × {rows} rows, and there are {_census.TRAINING_ROWS}")
+        return [
+            {name: values[first : first + rows].copy() for name, values in columns.items()}
+            for first in range(0, count * rows, rows)
+        ]
+
     def train(self, steps: int) -> None:
         """Train it that far, unless it has been; in a process that ends afterwards."""
         _census.silence()

@@ -317,14 +317,9 @@ def show_goals(paper: Paper, goals: Sequence[Goal]) -> None:
         verdict = "reached" if goal.reached else "MISSED"
         figure = f"{goal.figure:,}" if isinstance(goal.figure, int) else f"{goal.figure:.2f}"
         sign = "≥" if goal.at_least else "≤"
-        paper.print(f"{verdict}: {goal.name} = {figure}, goal {sign} {goal.limit:,}")
+        aim = "" if goal.aim is None else f", aim {sign} {goal.aim:,}"
+        paper.print(f"{verdict}: {goal.name} = {figure}, goal {sign} {goal.limit:,}{aim}")
 
 
 def _spread(spread: Spread | None, scale: float = 1.0) -> str:
-    if spread is None:
-        return ""
-    median, low, high = (
-        f"{value * scale:.{0 if value * scale >= 100 else 2}f}"
-        for value in (spread.median, spread.low, spread.high)
-    )
-    return f"{median} ({low}–{high})"
+    return "" if spread is None else spread.text(scale)

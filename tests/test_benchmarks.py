@@ -8,11 +8,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import anyio.lowlevel
 import numpy as np
 import pytest
 
-from benchmarks import latency, rows, soak
-from benchmarks.contenders import LOOPS, Way
+from benchmarks import latency, load, rows, soak, throughput
+from benchmarks.contenders import LOOPS, Loop, Way, on_loop
 from benchmarks.figures import Goal
 from benchmarks.harness import Contender, ContenderFailed
 from predictpool import PoolStatistics
@@ -64,6 +65,44 @@ def test_latency_compares_the_pool_with_the_hop_floor_and_with_the_predictor_in_
     for goal in found["goals"]:
         assert goal["limit"] == 1.25
         assert goal["reached"] == (goal["figure"] <= goal["limit"])
+
+
+@needs.estimators
+def test_throughput_compares_what_many_callers_can_ask() -> None:
+    found = run("throughput")
+    plain = {"ProcessPoolExecutor", "anyio.to_process"}
+    services = {*plain, "by hand", "pool, generator, asyncio"}
+    lines: dict[tuple[int, int], dict[str, Any]] = {}
+    for line in found["lines"]:
+        lines.setdefault((line["callers"], line["rows"]), {})[line["name"]] = line
+        for what in ("calls_per_second", "p50_seconds", "p99_seconds", "to_limit"):
+            assert is_spread(line[what])
+        alone = line["kind"] == "in process"
+        assert (line["lag_p99_seconds"] is None) == alone
+        assert (line["to_by_hand"] is None) == (alone or line["name"] == "by hand")
+    in_process = {"in process, generator", "in process, session"}
+    assert {level: set(names) for level, names in lines.items()} == {
+        (1, 1): in_process | services,
+        (1, 32): in_process,
+        (1, 64): in_process,
+        (64, 1): services,
+        (256, 1): services,
+        (16, 32): services,
+    }
+    assert {line["name"] for line in found["open_lines"]} == {
+        "pool, generator, asyncio",
+        "by hand",
+        "no pool: answered at once",
+    }
+    for line in found["open_lines"]:
+        assert 0 <= line["refused"] < line["sent"]
+        assert is_spread(line["p99_to_p50"])
+    goals = {goal["name"]: goal for goal in found["goals"]}
+    for callers in (64, 256):
+        goal = goals[f"pool, generator, asyncio, {callers} callers: calls/s / by hand"]
+        assert (goal["limit"], goal["aim"], goal["at_least"]) == (1, 1.5, True)
+        pool = lines[callers, 1]["pool, generator, asyncio"]
+        assert goal["figure"] == pool["to_by_hand"]["median"]
 
 
 @needs.estimators
@@ -228,6 +267,60 @@ def test_a_contender_that_answers_otherwise_than_the_estimator_voids_the_run(
     bad: Any = {naive: expected, pool: Answering(*wrong)}
     with pytest.raises(ContenderFailed, match="pool, session, asyncio, 1 worker answered row"):
         latency.check(bad)
+
+
+def test_a_service_that_answers_with_anothers_rows_voids_the_run() -> None:
+    both = [answer(0.1), answer(0.9)]
+    good: Any = {throughput.LIMIT: Answers(both), throughput.POOL: Answers(both)}
+    throughput.check(good)
+    bad: Any = {**good, throughput.POOL: Answers(both[::-1])}
+    with pytest.raises(ContenderFailed, match="pool, generator, asyncio answered row 0"):
+        throughput.check(bad)
+
+
+class Answers:
+    """Stands for a contender that is a service."""
+
+    def __init__(self, answers: list[dict[str, Any]]) -> None:
+        self.answers = answers
+
+    def order(self, *_: Any) -> list[dict[str, Any]]:
+        return self.answers
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_in_a_closed_loop_so_many_ask_at_once_and_never_for_the_same_row(loop: Loop) -> None:
+    asked: list[int] = []
+    under_way: list[int] = []
+    most: list[int] = []
+
+    async def ask(row: Any) -> None:
+        asked.append(row)
+        under_way.append(row)
+        if len(under_way) > len(most):
+            most[:] = under_way
+        assert len(set(under_way)) == len(under_way)
+        await anyio.lowlevel.checkpoint()
+        under_way.remove(row)
+
+    async def closed_loop() -> load.Outcome:
+        rows: Any = range(8)
+        return await load.closed_loop(ask, rows, callers=4, seconds=0.05, warm_up_seconds=0.01)
+
+    outcome = on_loop(loop, closed_loop)
+    assert 0 < outcome.calls < len(asked)  # those of the warm-up do not count
+    assert outcome.p50_seconds <= outcome.p99_seconds
+    assert len(most) == 4
+    assert asked == [number % 8 for number in range(len(asked))]
+
+
+@pytest.mark.anyio
+async def test_a_closed_loop_needs_more_rows_than_callers() -> None:
+    async def ask(row: Any) -> None:
+        raise AssertionError(row)
+
+    with pytest.raises(ValueError, match="7 requests for 4 callers"):
+        await load.closed_loop(ask, [{}] * 7, callers=4, seconds=1, warm_up_seconds=1)
 
 
 def test_a_contender_that_fails_tells_why() -> None:
