@@ -40,7 +40,7 @@ class Contender:
     def __init__(self, name: str, serve: Callable[..., None], *arguments: Any) -> None:
         self.name = name
         self._connection, theirs = _PROCESSES.Pipe()
-        self._process = _PROCESSES.Process(target=_run, args=(serve, theirs, arguments), name=name)
+        self._process = _PROCESSES.Process(target=run_contender, args=(serve, theirs, arguments), name=name)
         self._process.start()
         theirs.close()
 
@@ -94,9 +94,10 @@ class Orders:
             return None
 
 
-def _run(
+def run_contender(
     serve: Callable[..., None], connection: "Connection[Any, Any]", arguments: tuple[Any, ...]
 ) -> None:
+    """Be a contender's process; what fails is told over the connection."""
     try:
         serve(Orders(connection), *arguments)
     except Exception:  # whatever it was, the harness has to hear of it
