@@ -14,7 +14,15 @@ from benchmarks.peers import held, served
 from benchmarks.peers.served import Message
 
 
-@bentoml.service(workers=2)
+# What it does beside answering is off: its log of requests, and its metrics.
+SETTINGS: dict[str, Any] = {
+    "workers": 2,
+    "logging": {"access": {"enabled": False}},
+    "metrics": {"enabled": False},
+}
+
+
+@bentoml.service(**SETTINGS)
 class Census:
     """Answers one request at a time."""
 
@@ -22,12 +30,12 @@ class Census:
         self._held = held.Held()
 
     @bentoml.api
-    def predict(self, columns: dict[str, Any]) -> dict[str, Any]:
+    async def predict(self, columns: dict[str, Any]) -> dict[str, Any]:
         """Return the outputs."""
         return self._held.predict(columns)
 
 
-@bentoml.service(workers=2)
+@bentoml.service(**SETTINGS)
 class BatchedCensus:
     """Answers a batch."""
 

@@ -93,6 +93,9 @@ async def opened(model: Model, batching: bool) -> AsyncIterator[Ask]:
         "grpc_port": served.free_port(),
         "metrics_port": served.free_port(),
         "parallel_workers": 2,
+        # What it does beside answering is off.
+        "metrics_endpoint": None,
+        "gzip_enabled": False,
     }
     batches = {"max_batch_size": held.MAX_BATCH_SIZE, "max_batch_time": SHORTEST_WINDOW}
     model_settings = {
