@@ -1,4 +1,7 @@
-"""The command line: ``python -m benchmarks NAME``; ``--help`` has the names."""
+"""The command line: ``python -m benchmarks NAME``; ``--help`` has the names.
+
+``python -m benchmarks environments`` is none of them: it installs the peers.
+"""
 
 import argparse
 import sys
@@ -24,6 +27,7 @@ from benchmarks import (
 )
 from benchmarks.figures import Goal
 from benchmarks.models import Model
+from benchmarks.peers import environments, judged
 from predictpool import _census
 
 QUICK_STEPS = 20
@@ -41,6 +45,9 @@ MINUTES = {
 
 def main() -> None:
     """Run one benchmark, print what came of it."""
+    if sys.argv[1:2] == ["environments"]:
+        environments.main(sys.argv[2:], note)
+        return
     options = parse()
     _census.silence()  # the processes that are started inherit it
     without_model = {"saved": measure_saved, "soak": measure_soak, "overload": measure_overload}
@@ -82,8 +89,16 @@ def measure_latency(run: report.Run, model: Model, options: argparse.Namespace) 
 
 def measure_throughput(run: report.Run, model: Model, options: argparse.Namespace) -> None:
     """Run ``throughput``."""
-    found = throughput.run(model, quick=options.quick, note=note)
-    tell(run, options, "throughput", found, throughput.goals(found), show=throughput.show)
+    found = throughput.run(
+        model,
+        quick=options.quick,
+        note=note,
+        environments=None if options.quick else options.environments,
+    )
+    soundness = judged.soundness(found.peers)
+    goals = [*throughput.goals(found), *soundness]
+    tell(run, options, "throughput", found, goals, show=throughput.show)
+    insist(soundness)
 
 
 def measure_budget(run: report.Run, model: Model, options: argparse.Namespace) -> None:
@@ -184,6 +199,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test: the figures mean nothing"
+    )
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=environments.DEFAULT,
+        help="where throughput finds the peers that `environments` has installed; the quick run "
+        "leaves them out (default: %(default)s)",
     )
     lasting = parser.add_argument_group("soak and overload, which need no model")
     lasting.add_argument("--minutes", type=float, help="default: 10 for soak, 1 for overload")

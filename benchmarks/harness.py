@@ -40,7 +40,9 @@ class Contender:
     def __init__(self, name: str, serve: Callable[..., None], *arguments: Any) -> None:
         self.name = name
         self._connection, theirs = _PROCESSES.Pipe()
-        self._process = _PROCESSES.Process(target=run_contender, args=(serve, theirs, arguments), name=name)
+        self._process = _PROCESSES.Process(
+            target=run_contender, args=(serve, theirs, arguments), name=name
+        )
         self._process.start()
         theirs.close()
 

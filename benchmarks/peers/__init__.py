@@ -7,21 +7,21 @@ only in the peer's environment.
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import services
-from benchmarks.harness import Contender
+from benchmarks.harness import Contender, ContenderFailed
 from benchmarks.load import Ask
 from benchmarks.models import Model
 from benchmarks.peers import environments
 from benchmarks.peers.contender import PeerContender
 from benchmarks.services import Service
 
-# Below this share of what it once reached a peer is configured wrongly.
-TOLERATED = 0.7
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class PeerService(Service):
 
 def installed(
     directory: Path, peers: Sequence[Peer] = ALL
-) -> tuple[list[PeerService], list[environments.Environment]]:
-    """Return what can be asked, and what is known of every environment."""
+) -> tuple[list[PeerService], dict[str, environments.Environment]]:
+    """Return what can be asked, and what is known of every environment, by name."""
     names = dict.fromkeys(peer.environment for peer in peers)
     found = {name: environments.find(name, directory) for name in names}
     there = [
@@ -97,7 +97,46 @@ def installed(
         for peer in peers
         if (python := found[peer.environment].python)
     ]
-    return there, list(found.values())
+    return there, found
+
+
+def start(
+    listed: Sequence[PeerService], model: Model, note: Note, started: dict[str, Contender]
+) -> dict[str, str]:
+    """Start peers, one after the other: each has time limits of its own for that.
+
+    Args:
+        started: gets those that have started, by name.
+
+    Returns:
+        why the others have not, by name.
+    """
+    failed = {}
+    for service in listed:
+        note(f"starting: {service.name}")
+        started[service.name] = service.start(model)
+        try:
+            started[service.name].result()
+        except ContenderFailed as failure:
+            started.pop(service.name).end()
+            failed[service.name] = str(failure)
+    return failed
+
+
+def starter(name: str, directory: Path) -> Callable[..., Contender] | None:
+    """Return what starts a contender in an environment, like `Contender` here; None without one.
+
+    Args:
+        name: of the environment.
+    """
+    python = environments.find(name, directory).python
+    if python is None:
+        return None
+
+    def start_there(name: str, serve: Callable[..., None], *arguments: Any) -> Contender:
+        return PeerContender(name, python, serve, *arguments)
+
+    return start_there
 
 
 def opened(model: Model, *, module: str, batching: bool) -> AbstractAsyncContextManager[Ask]:

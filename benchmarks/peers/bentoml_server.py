@@ -13,7 +13,6 @@ from benchmarks.models import Arrays, Model
 from benchmarks.peers import held, served
 from benchmarks.peers.served import Message
 
-
 # What it does beside answering is off: its log of requests, and its metrics.
 SETTINGS: dict[str, Any] = {
     "workers": 2,
@@ -70,7 +69,7 @@ def opened(model: Model, batching: bool) -> AbstractAsyncContextManager[Ask]:
         [
             str(Path(sys.executable).with_name("bentoml")),
             "serve",
-            f"{__name__}:{(BatchedCensus if batching else Census).name}",
+            f"{__name__}:{'BatchedCensus' if batching else 'Census'}",
             "--host",
             "127.0.0.1",
             "--port",

@@ -6,10 +6,11 @@ installed: a peer's processes take them from this repository through PYTHONPATH,
 is ever older than the code.
 """
 
+import argparse
 import subprocess
 import tomllib
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from benchmarks import report
-    from benchmarks.latency import Note
+
+Note = Callable[[str], None]
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = ROOT / ".benchmarks"
 _SHOWN_LINES = 4
+_VERSIONS = "import sys; from importlib.metadata import version as v; print(*map(v, sys.argv[1:]))"
 
 # The release lines that the servers in this folder are written for.
 PEERS = {
@@ -58,27 +61,18 @@ class Environment:
 
 
 def find(name: str, directory: Path) -> Environment:
-    """Look whether a peer's environment is there, complete and of the same TensorFlow."""
-    python = directory / name / "bin" / "python"
+    """Look whether a peer's environment is there, complete and with the same TensorFlow."""
+    python = directory.absolute() / name / "bin" / "python"
     if not python.exists():
         return Environment(name, None, reason=f"run `python -m benchmarks environments {name}`")
-    distributions = [_distribution(name), "tensorflow"]
-    asked = _run(
-        [str(python), "-c", _VERSIONS, *distributions],
-    )
+    asked = _run([str(python), "-c", _VERSIONS, _distribution(name), "tensorflow"])
     if asked.returncode:
         return Environment(name, None, reason=_last_lines(asked.stderr))
     version, tensorflow = asked.stdout.split()
-    if tensorflow != metadata.version("tensorflow"):
-        return Environment(
-            name,
-            None,
-            reason=f"has TensorFlow {tensorflow}, this environment {metadata.version('tensorflow')}",
-        )
+    ours = metadata.version("tensorflow")
+    if tensorflow != ours:
+        return Environment(name, None, reason=f"has TensorFlow {tensorflow}, expected {ours}")
     return Environment(name, python, version)
-
-
-_VERSIONS = "import sys; from importlib.metadata import version as v; print(*map(v, sys.argv[1:]))"
 
 
 def build(name: str, directory: Path) -> Environment:
@@ -101,20 +95,22 @@ def steps(name: str) -> list[list[str]]:
     return [first, [then, *AFTERWARDS[name]]] if name in AFTERWARDS else [[then, *first]]
 
 
-def build_all(names: Sequence[str], directory: Path, note: "Note") -> list[Environment]:
-    """Build the environments of these peers, or of all.
+def main(arguments: list[str], note: Note) -> None:
+    """Build environments as the command line says, and print which there are."""
+    from benchmarks import report  # which needs more than there is in a peer's environment
 
-    Raises:
-        ValueError: there is no such peer.
-    """
-    unknown = sorted(set(names) - set(PEERS))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks environments", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(PEERS)}: all")
+    parser.add_argument("--environments", type=Path, default=DEFAULT, help="where to put them")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.names) - set(PEERS))
     if unknown:
-        raise ValueError(f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}")
+        parser.error(f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}")
     found = []
-    for name in names or PEERS:
+    for name in options.names or PEERS:
         note(f"installing {PEERS[name]}")
-        found.append(build(name, directory))
-    return found
+        found.append(build(name, options.environments))
+    show(report.Paper(markdown=False), found)
 
 
 def show(paper: "report.Paper", found: Sequence[Environment]) -> None:
@@ -123,6 +119,11 @@ def show(paper: "report.Paper", found: Sequence[Environment]) -> None:
     for environment in found:
         table.add_row(environment.name, environment.version, environment.reason)
     paper.print(table)
+
+
+def python_path() -> str:
+    """Return the PYTHONPATH of a peer's processes."""
+    return f"{ROOT / 'src'}:{ROOT}"
 
 
 def _distribution(name: str) -> str:
@@ -134,9 +135,5 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
 
 
 def _last_lines(said: str) -> str:
-    return "\n".join(said.strip().splitlines()[-_SHOWN_LINES:])
-
-
-def python_path() -> str:
-    """Return the PYTHONPATH of a peer's processes."""
-    return f"{ROOT / 'src'}:{ROOT}"
+    lines = [line for line in said.splitlines() if line and not line.startswith("WARNING")]
+    return "\n".join(lines[-_SHOWN_LINES:])

@@ -53,7 +53,7 @@ class Held:
         self._predictor.load(Device(threads=1))
         signature = self._predictor.signature
         assert isinstance(signature, Signature)  # derived from the feature columns
-        self.features = {
+        self.features: dict[str, tuple[np.dtype[Any], tuple[Any, ...]]] = {
             name: (spec.dtype, (-1, *spec.shape)) for name, spec in signature.features.items()
         }
         self.predict_arrays(model.rows(1)[0])
@@ -62,7 +62,9 @@ class Held:
         """Return all outputs for arrays: text is str or bytes in there."""
         return self._predictor.predict(
             {
-                name: _as_bytes(features[name]) if dtype.kind == "O" else features[name].reshape(shape)
+                name: _as_bytes(features[name])
+                if dtype.kind == "O"
+                else features[name].reshape(shape)
                 for name, (dtype, shape) in self.features.items()
             }
         )
@@ -114,7 +116,8 @@ def _array(values: list[Any], dtype: np.dtype[Any]) -> Any:
 
 def _as_bytes(texts: Any) -> Any:
     return np.array(
-        [text.encode() if isinstance(text, str) else text for text in texts.ravel().tolist()], object
+        [text.encode() if isinstance(text, str) else text for text in texts.ravel().tolist()],
+        object,
     )
 
 

@@ -1,4 +1,4 @@
-"""MLServer: two parallel workers, the V2 protocol in JSON, its shortest window; and the client's half.
+"""MLServer: two parallel workers, V2 protocol in JSON, its shortest window; and the client's half.
 
 It checks every tensor by itself, so they are packed.
 """
@@ -6,8 +6,8 @@ It checks every tensor by itself, so they are packed.
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,21 @@ def decode(message: Message) -> Arrays:
 async def opened(model: Model, batching: bool) -> AsyncIterator[Ask]:
     """Serve, and ask over HTTP."""
     port = served.free_port()
+    with _directory(port, batching) as directory:
+        service = served.Service(
+            [str(Path(sys.executable).with_name("mlserver")), "start", directory],
+            f"/v2/models/{NAME}/infer",
+            port,
+            held.told(model, batching),
+            encode,
+            decode,
+        )
+        async with served.opened(service, model.rows(1)[0]) as ask:
+            yield ask
+
+
+@contextmanager
+def _directory(port: int, batching: bool) -> Iterator[str]:
     settings = {
         "debug": False,
         "host": "127.0.0.1",
@@ -106,13 +121,4 @@ async def opened(model: Model, batching: bool) -> AsyncIterator[Ask]:
     with tempfile.TemporaryDirectory(prefix="mlserver-") as directory:
         Path(directory, "settings.json").write_text(json.dumps(settings))
         Path(directory, "model-settings.json").write_text(json.dumps(model_settings))
-        service = served.Service(
-            [str(Path(sys.executable).with_name("mlserver")), "start", directory],
-            f"/v2/models/{NAME}/infer",
-            port,
-            held.told(model, batching),
-            encode,
-            decode,
-        )
-        async with served.opened(service, model.rows(1)[0]) as ask:
-            yield ask
+        yield directory

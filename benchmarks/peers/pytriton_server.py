@@ -32,11 +32,11 @@ _LENGTH = struct.Struct("<I")
 def infer_with(model: packed.Unpacked) -> Callable[..., Any]:
     """Return the callable of one worker."""
 
-    @batch
     def infer(numbers: Any, texts: Any) -> Arrays:
         return model.predict(numbers, texts)
 
-    return infer
+    merged: Callable[..., Any] = batch(infer)
+    return merged
 
 
 def main() -> None:

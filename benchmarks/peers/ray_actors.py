@@ -1,29 +1,27 @@
 """Ray: two actors that are asked in turn, by a driver on asyncio.
 
-There is no server and no HTTP: arguments and answers are pickled, arrays out of band, and large ones
-go through Ray's shared memory. `opened` is for the throughput of the model; `serve_large` is a
-contender, see `benchmarks.harness.Contender`, for one large array in and one number out.
+There is no server and no HTTP: arguments and answers are pickled, arrays out of band, and large
+ones go through Ray's shared memory. `opened` is for the throughput of the model, `opened_large` for
+``python -m benchmarks large``: one large array to an actor and a number back, and the reverse.
 """
 
+import importlib
 import itertools
-import time
-from collections.abc import AsyncIterator, Iterator
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-import numpy as np
 import ray
 
-from benchmarks.harness import Orders
 from benchmarks.load import Ask
 from benchmarks.models import Arrays, Model
 from benchmarks.peers import held
 
 ACTORS = 2
-_OBJECT_STORE = 1 << 30  # bytes: 64 copies of 16 MB
+_OBJECT_STORE = 2 << 30  # bytes; an array of 256 MB has to fit in while others are let go
 
 
-@ray.remote(num_cpus=1)
 class Census:
     """Holds the model."""
 
@@ -35,17 +33,20 @@ class Census:
         return self._held.predict_arrays(features)
 
 
-@ray.remote(num_cpus=1)
-class First:
-    """The trivial predictor."""
+class Ends:
+    """The trivial predictor of ``large``."""
 
-    def predict(self, array: Any) -> float:
-        """Return the first number."""
-        return float(array.flat[0])
+    def __init__(self) -> None:
+        self._ends = importlib.import_module("benchmarks.trivial").ends
+
+    def ends(self, values: Any) -> Any:
+        """Look at a large array; it lies in Ray's shared memory and is not copied."""
+        return self._ends(values)
 
 
 @contextmanager
 def _ray(variables: dict[str, str]) -> Iterator[None]:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it would leave a token at home
     ray.init(
         num_cpus=ACTORS,
         include_dashboard=False,
@@ -69,7 +70,7 @@ async def opened(model: Model, batching: bool) -> AsyncIterator[Ask]:
     """
     assert not batching
     with _ray(held.told(model, batching)):
-        actors = [Census.remote() for _ in range(ACTORS)]
+        actors = [ray.remote(num_cpus=1)(Census).remote() for _ in range(ACTORS)]
         example = model.rows(1)[0]
         for actor in actors:
             await actor.predict.remote(example)
@@ -80,3 +81,11 @@ async def opened(model: Model, batching: bool) -> AsyncIterator[Ask]:
             return answer
 
         yield ask
+
+
+@asynccontextmanager
+async def opened_large() -> AsyncIterator[Callable[[Any], Awaitable[Any]]]:
+    """Start one actor, yield what has it look at an array, and end it."""
+    with _ray({}):
+        actor = ray.remote(num_cpus=1)(Ends).remote()
+        yield actor.ends.remote

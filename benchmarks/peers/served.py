@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import aiohttp
 import orjson
@@ -67,6 +67,23 @@ class Service:
     decode: Callable[[Message], Arrays] = from_json
 
 
+class Server:
+    """A running server."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+        self._process = process
+        self._log = log
+
+    def check(self) -> None:
+        """Raise `ServerFailed` if it has ended."""
+        if (status := self._process.poll()) is not None:
+            raise ServerFailed(f"ended with status {status}\n{self.last_words()}")
+
+    def last_words(self) -> str:
+        """Return the end of what it printed."""
+        return Path(self._log.name).read_text(errors="replace")[-_SHOWN:]
+
+
 @asynccontextmanager
 async def opened(service: Service, example: Arrays) -> AsyncIterator[Ask]:
     """Start a server, wait until it answers, yield what asks it, and end it.
@@ -99,7 +116,7 @@ async def opened(service: Service, example: Arrays) -> AsyncIterator[Ask]:
             yield ask
 
 
-async def _answering(ask: Ask, example: Arrays, server: "Server") -> None:
+async def _answering(ask: Ask, example: Arrays, server: Server) -> None:
     until = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -117,28 +134,10 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, ServerFailed) and error.args[0].startswith("500")
 
 
-class Server:
-    """A running server."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
-        self._process = process
-        self._log = log
-
-    def check(self) -> None:
-        """Raise `ServerFailed` if it has ended."""
-        if (status := self._process.poll()) is not None:
-            raise ServerFailed(f"ended with status {status}\n{self.last_words()}")
-
-    def last_words(self) -> str:
-        """Return the end of what it printed."""
-        return Path(self._log.name).read_text(errors="replace")[-_SHOWN:]
-
-
 @contextlib.contextmanager
-def started(service: Service) -> Any:
+def started(service: Service) -> Iterator[Server]:
     """Start a server, and end it."""
-    program = service.command[0]
-    command = [] if os.path.isabs(program) else [sys.executable]
+    command = [] if Path(service.command[0]).is_absolute() else [sys.executable]
     with tempfile.NamedTemporaryFile(prefix="peer-", suffix=".log") as log:
         process = subprocess.Popen(
             [*command, *service.command],
