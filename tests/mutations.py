@@ -552,8 +552,8 @@ MUTATIONS = [
     Mutation(
         "NaN does not reach a model that did not ask for it",
         "_features/_encoder.py",
-        "if has_nan(features[name]):",
-        "if has_nan(features[name]) and False:",
+        "if parts is None or self._has_nan(features, shape[0]):",
+        "if parts is None:",
         "test_estimator::test_bad_features_are_refused_and_the_same_session_answers_the_next",
     ),
     Mutation(
@@ -598,6 +598,63 @@ MUTATIONS = [
         "        _require_no_python(graph)\n",
         "",
         "test_export::test_a_model_that_calls_python",
+    ),
+    # --- large arrays
+    Mutation(
+        "a place in the shared buffer is taken until its batch was answered",
+        "_shared_buffer.py",
+        "self._taken[batch_id] = offset, offset + size",
+        "self._taken[batch_id] = 0, 0",
+        "test_large::test_whatever_is_under_way_each_batch_is_read_as_it_was_written",
+    ),
+    Mutation(
+        "… and then free again",
+        "_local_worker.py",
+        "            self._buffer.release(frame.id)\n            self._listener.answered(frame)",
+        "            self._listener.answered(frame)",
+        "test_large::test_a_caller_that_goes_while_its_request_is_copied_harms_nobody",
+    ),
+    Mutation(
+        "a large payload is copied a step at a time",
+        "_shared_buffer.py",
+        "end = offset + min(self._left, STEP_BYTES)",
+        "end = offset + self._left",
+        "test_large::test_the_loop_turns_between_two_steps_of_a_copy",
+    ),
+    Mutation(
+        "… and what is sent behind it waits",
+        "_channel.py",
+        "if self._waiting or callable(frame):",
+        "if callable(frame):",
+        "test_large::test_what_is_sent_behind_a_copy_comes_behind_it",
+    ),
+    Mutation(
+        "… and is sent where there is no memory to share",
+        "_shared_buffer.py",
+        "            self.offset = None\n            return True\n        return not self._left",
+        "            return True\n        return not self._left",
+        "test_large::test_without_memory_to_share_large_arrays_are_sent_and_the_log_says_so",
+    ),
+    Mutation(
+        "a worker maps the memory again when it has grown",
+        "_worker.py",
+        "if offset + size > len(self._view):",
+        "if not len(self._view):",
+        "test_large::test_sizes_in_any_order_grow_the_buffer_and_come_back",
+    ),
+    Mutation(
+        "memory that nothing uses any more is given back",
+        "_shared_buffer.py",
+        "            self._mapping.madvise(mmap.MADV_REMOVE, keep, self._size - keep)\n",
+        "",
+        "test_large::test_memory_that_nothing_uses_any_more_is_given_back",
+    ),
+    Mutation(
+        "features cannot be written to, whatever their size",
+        "_worker.py",
+        "frame.payload.toreadonly()",
+        "frame.payload",
+        "test_large::test_features_of_any_size_cannot_be_written_to",
     ),
     # --- a good guest
     Mutation(

@@ -39,6 +39,7 @@ class Sent(NamedTuple):
     id: int
     rows: int
     joined: bool
+    shared: bool
     schema: bytes
     payload: bytes
 
@@ -56,6 +57,7 @@ frames = st.builds(
     id=numbers,
     rows=numbers,
     joined=st.booleans(),
+    shared=st.booleans(),
     schema=st.binary(max_size=40),
     payload=st.binary(max_size=60)
     | st.integers(SCRATCH - 100, SCRATCH + 100).map(lambda size: (b"0123456789" * size)[:size])
@@ -100,8 +102,8 @@ def test_frames_in_pieces_of_any_size_are_the_frames_that_were_sent(
 @pytest.mark.parametrize("payload", [b"", b"payload", bytes(SCRATCH), bytes(SCRATCH + 1)])
 def test_a_frame_cut_at_every_byte_near_its_ends_is_the_frame_that_was_sent(payload: bytes) -> None:
     expected = [
-        Sent(Kind.ANSWER, 7, 2, True, b"schema  ", payload),
-        Sent(Kind.STOP, 8, 0, False, b"", b""),
+        Sent(Kind.ANSWER, 7, 2, True, True, b"schema  ", payload),
+        Sent(Kind.STOP, 8, 0, False, False, b"", b""),
     ]
     data = b"".join(frame.encoded() for frame in expected)
     near = (0, _wire.HEADER.size, SCRATCH, len(payload), len(data))
@@ -117,7 +119,7 @@ def test_a_frame_cut_at_every_byte_near_its_ends_is_the_frame_that_was_sent(payl
 
 def test_a_frame_that_comes_byte_by_byte_is_the_frame_that_was_sent() -> None:
     expected = [
-        Sent(Kind.PREDICT, n, n, False, b"12345678" * n, bytes(range(n))) for n in range(20)
+        Sent(Kind.PREDICT, n, n, False, False, b"12345678" * n, bytes(range(n))) for n in range(20)
     ]
     decoder = FrameDecoder()
     received: list[Frame] = []
@@ -127,7 +129,7 @@ def test_a_frame_that_comes_byte_by_byte_is_the_frame_that_was_sent() -> None:
 
 
 def test_many_frames_come_out_of_one_read() -> None:
-    expected = [Sent(Kind.ANSWER, id, 1, False, b"", b"12345678") for id in range(1000)]
+    expected = [Sent(Kind.ANSWER, id, 1, False, False, b"", b"12345678") for id in range(1000)]
     data = b"".join(frame.encoded() for frame in expected)
     assert len(data) < SCRATCH
     decoder = FrameDecoder()
@@ -137,16 +139,18 @@ def test_many_frames_come_out_of_one_read() -> None:
 
 def test_a_received_frame_is_not_changed_by_later_ones() -> None:
     decoder = FrameDecoder()
-    first, second = feed(decoder, Sent(Kind.ANSWER, 1, 1, False, b"", b"first").encoded() * 2)
+    first, second = feed(
+        decoder, Sent(Kind.ANSWER, 1, 1, False, False, b"", b"first").encoded() * 2
+    )
     first.payload[:] = b"other"
     assert bytes(second.payload) == b"first"
-    feed(decoder, Sent(Kind.ANSWER, 2, 1, False, b"", b"later").encoded() * 5)
+    feed(decoder, Sent(Kind.ANSWER, 2, 1, False, False, b"", b"later").encoded() * 5)
     assert bytes(first.payload) == b"other"
     assert bytes(second.payload) == b"first"
 
 
 def test_a_large_frame_is_received_straight_into_its_own_memory() -> None:
-    data = Sent(Kind.ANSWER, 1, 1, False, b"schema  ", bytes(range(250)) * 4000).encoded()
+    data = Sent(Kind.ANSWER, 1, 1, False, False, b"schema  ", bytes(range(250)) * 4000).encoded()
     decoder = FrameDecoder()
     assert feed(decoder, data[:SCRATCH]) == []
     buffer = decoder.buffer

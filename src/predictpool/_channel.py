@@ -6,6 +6,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from typing import TypeAlias
 
 from predictpool._backend import Backend, Cancellable
 from predictpool._columns import Buffer, Parts, WireError
@@ -14,6 +15,9 @@ from predictpool._wire import Frame, FrameDecoder
 # The most that is read or written before other callbacks of the loop get their turn.
 _BUDGET = 1 << 20
 _BUFFERS_AT_ONCE = 256
+
+Prepare: TypeAlias = Callable[[], Parts | None]
+"""Makes a step towards a frame; returns the frame after the last step."""
 
 
 class Channel:
@@ -39,16 +43,25 @@ class Channel:
         self._on_end = on_end
         self._decoder = FrameDecoder()
         self._pending: deque[Buffer] = deque()
+        self._waiting: deque[Parts | Prepare] = deque()
         self._reading: Cancellable | None = backend.on_readable(
             connection.fileno(), self._on_readable
         )
         self._writing: Cancellable | None = None
 
-    def send(self, buffers: Parts) -> None:
-        """Send a frame, now or as soon as the worker takes it. Never blocks."""
+    def send(self, frame: Parts | Prepare) -> None:
+        """Send a frame, now or as soon as the worker takes it. Never blocks.
+
+        Args:
+            frame: its buffers, or what prepares them: it is called once in each turn of
+                the loop, when all frames before have been sent.
+        """
         if self._reading is None:
             return  # closed: whoever waits for an answer learns it from the worker's end
-        self._pending.extend(buffers)
+        if self._waiting or callable(frame):
+            self._waiting.append(frame)
+        else:
+            self._pending.extend(frame)
         if self._writing is None:
             self._flush()
 
@@ -58,7 +71,7 @@ class Channel:
             if watch is not None:
                 watch.cancel()
         self._reading = self._writing = None
-        self._pending.clear()
+        self._forget()
         self._connection.close()
 
     def close_in_forked_copy(self) -> None:
@@ -95,7 +108,8 @@ class Channel:
                 self._on_frame(frame)
                 if self._reading is None:
                     return False
-            if not full:
+            # The rest of a frame is on its way, and the loop's next turn may be later.
+            if not full and self._decoder.between_frames:
                 return False
             budget -= count
         return True
@@ -106,18 +120,35 @@ class Channel:
 
     def _flush(self) -> None:
         budget = _BUDGET
-        while self._pending and budget > 0:
+        while budget > 0 and (self._pending or (self._waiting and self._prepare())):
             try:
-                sent = self._connection.sendmsg(list(islice(self._pending, _BUFFERS_AT_ONCE)))
+                if len(self._pending) == 1:
+                    sent = self._connection.send(self._pending[0])
+                else:
+                    sent = self._connection.sendmsg(list(islice(self._pending, _BUFFERS_AT_ONCE)))
             except BlockingIOError:
                 break
             except OSError:
                 # The worker has gone; reading the socket to its end tells the rest.
-                self._pending.clear()
+                self._forget()
                 break
             budget -= sent
             self._advance(sent)
-        self._watch_writable(bool(self._pending))
+        self._watch_writable(bool(self._pending or self._waiting))
+
+    def _prepare(self) -> bool:
+        """Go on to the next frame; False if it is not complete yet."""
+        frame = self._waiting[0]
+        parts = frame() if callable(frame) else frame
+        if parts is None:
+            return False
+        self._waiting.popleft()
+        self._pending.extend(parts)
+        return True
+
+    def _forget(self) -> None:
+        self._pending.clear()
+        self._waiting.clear()
 
     def _advance(self, sent: int) -> None:
         while sent:

@@ -249,7 +249,7 @@ def _layout(schema: Schema, rows: int) -> _Layout:
     return _Layout(
         tuple(raw),
         tuple(varying),
-        _picker([column.name for column in columns]),
+        picker([column.name for column in columns]),
         [(np.ndarray, column.dtype, column.shape) for column in columns],
         [
             (np.ndarray, column.dtype, (rows,) if column.name in flat else column.shape)
@@ -264,7 +264,8 @@ def _layout(schema: Schema, rows: int) -> _Layout:
     )
 
 
-def _picker(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+def picker(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    """Return what takes these out of a mapping, and raises KeyError where one is missing."""
     if len(names) > 1:
         return itemgetter(*names)
     return lambda arrays: [arrays[name] for name in names]

@@ -21,6 +21,7 @@ from predictpool._backend import Backend, Cancellable
 from predictpool._devices import Device
 from predictpool._launcher import Listener, WorkerHandle
 from predictpool._local_worker import LocalWorker
+from predictpool._shared_buffer import create_memory
 from predictpool._worker import Start
 
 logger = logging.getLogger("predictpool")
@@ -189,10 +190,19 @@ class _Template:
             with theirs:
                 report = os.memfd_create("predictpool-report", os.MFD_CLOEXEC)
                 on_failure.callback(os.close, report)
-                pid, pidfd = await self._order(start.device, fork, theirs.fileno(), report)
+                buffer = create_memory()
+                on_failure.callback(os.close, buffer)
+                shared = [theirs.fileno(), report, buffer]
+                pid, pidfd = await self._order(start.device, fork, shared)
             on_failure.pop_all()
         worker = LocalWorker(
-            self._backend, listener, connection=ours, pid=pid, pidfd=pidfd, report=report
+            self._backend,
+            listener,
+            connection=ours,
+            pid=pid,
+            pidfd=pidfd,
+            report=report,
+            buffer=buffer,
         )
         self._workers[pid] = worker
         worker.on_gone = lambda: self._workers.pop(pid, None)
@@ -201,15 +211,13 @@ class _Template:
             worker.on_status(self._early.pop(pid))
         return worker
 
-    async def _order(
-        self, device: Device, fork: bool, connection: int, report: int
-    ) -> tuple[int, int]:
+    async def _order(self, device: Device, fork: bool, descriptors: list[int]) -> tuple[int, int]:
         self._count += 1
         number = self._count
         threads = str(device.threads)
         env = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
         order = {"start": number, "fork": fork, "cores": device.cores, "env": env}
-        rights = array.array("i", [connection, report])
+        rights = array.array("i", descriptors)
         self._started[number] = event = anyio.Event()
         try:
             self._control.sendmsg(

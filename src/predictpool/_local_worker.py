@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from predictpool import _wire
 from predictpool._backend import Backend, Cancellable
@@ -14,16 +15,21 @@ from predictpool._cgroup import oom_kills
 from predictpool._channel import Channel
 from predictpool._columns import Parts, Schema, join_parts
 from predictpool._launcher import End, Listener
-from predictpool._wire import Frame, Kind
+from predictpool._shared_buffer import Copy, SharedBuffer
+from predictpool._wire import SHARED, Frame, Kind
 from predictpool._worker import Failure, Ready, Start
 
 # How long to wait for the template's word on how a worker ended.
 _STATUS_WAIT = 1.0
 _REPORT_BYTES = 16384
+# Payloads from this size on go through the shared buffer. A request of 128 KB took 0.9 of the
+# time that it takes by the socket, one of 256 KB 0.8, one of 1 MB 0.5; below there is nothing
+# to gain that pays for its memory.
+SHARED_BYTES = 1 << 17
 
 
 class LocalWorker:
-    """A worker process: its socket, its pidfd and its last words."""
+    """A worker process: its socket, the memory shared with it, its pidfd and its last words."""
 
     def __init__(
         self,
@@ -34,12 +40,14 @@ class LocalWorker:
         pid: int,
         pidfd: int,
         report: int,
+        buffer: int,
     ) -> None:
         self.pid = pid
         self.on_gone: Callable[[], object] = lambda: None
         self._backend = backend
         self._pidfd = pidfd
         self._report = report
+        self._buffer = SharedBuffer(backend, buffer)
         self._oom_kills = oom_kills()
         self._listener: Listener = listener
         self._goodbye = False
@@ -58,12 +66,17 @@ class LocalWorker:
     def send(self, batch_id: int, schema: Schema, requests: Sequence[Parts], rows: int) -> None:
         """Send a batch."""
         payload, size = join_parts(requests)
+        joined = len(requests) > 1
+        if size >= SHARED_BYTES:
+            frame = partial(_wire.encode_frame, Kind.PREDICT, batch_id, rows=rows, joined=joined)
+            self._send_large(batch_id, partial(frame, schema=schema.blob), payload, size)
+            return
         self._channel.send(
             _wire.encode_frame(
                 Kind.PREDICT,
                 batch_id,
                 rows=rows,
-                joined=len(requests) > 1,
+                joined=joined,
                 schema=schema.blob,
                 payload=payload,
                 size=size,
@@ -94,9 +107,27 @@ class LocalWorker:
     def close_in_forked_copy(self) -> None:
         """Let go of its descriptors in a forked copy of the application."""
         self._channel.close_in_forked_copy()
+        self._buffer.close_in_forked_copy()
+
+    def _send_large(
+        self, batch_id: int, frame: Callable[..., Parts], payload: Parts, size: int
+    ) -> None:
+        """Copy a payload to where the worker can read it, then send the frame."""
+        copy = Copy(self._buffer, batch_id, payload, size)
+
+        def prepare() -> Parts | None:
+            if not copy.step():
+                return None
+            if copy.offset is None:
+                return frame(payload=payload, size=size)
+            where = SHARED.pack(copy.offset, size)
+            return frame(shared=True, payload=(where,), size=len(where))
+
+        self._channel.send(prepare)
 
     def _on_frame(self, frame: Frame) -> None:
         if frame.kind is Kind.ANSWER or frame.kind is Kind.ANSWER_OBJECT:
+            self._buffer.release(frame.id)
             self._listener.answered(frame)
         elif frame.kind is Kind.GOODBYE:
             self._goodbye = True
@@ -114,6 +145,7 @@ class LocalWorker:
         elif frame.kind is Kind.START_FAILED and isinstance(message, Failure):
             self._listener.start_failed(message)
         elif frame.kind is Kind.FAILURE and isinstance(message, Failure):
+            self._buffer.release(frame.id)
             self._listener.failed(frame.id, message)
         else:
             self.kill(f"sent a {type(message).__name__} as {frame.kind.name}")
@@ -134,6 +166,7 @@ class LocalWorker:
         if self._gone:
             return
         self._channel.close()
+        self._buffer.close()
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None

@@ -24,7 +24,7 @@ import heapq
 import itertools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -458,7 +458,8 @@ class Scheduler:
 
     def _dispatch(self, now: float, todo: Todo, *, hold: bool = True) -> Todo:
         # An expired request never reaches a worker, however late the pool's timer is.
-        self._time_out(now, todo)
+        if self._deadlines and self._deadlines[0][0] <= now:
+            self._time_out(now, todo)
         while self._idle and self.waiting:
             requests = self._take(self._idle[-1] in self._alone, now if hold else math.inf)
             if requests is None:
@@ -487,13 +488,13 @@ class Scheduler:
                 self._again.appendleft(group[1:])
                 del group[1:]
             return group
-        lines = list(self._lines.values())
+        lines: Collection[_Line] = self._lines.values()
         if self._batch_timeout and not alone:
             most = self._max_batch_size
             lines = [line for line in lines if line.rows >= most or line.until <= now]
             if not lines:
                 return None
-        line = min(lines, key=_place) if len(lines) > 1 else lines[0]
+        line = min(lines, key=_place) if len(lines) > 1 else next(iter(lines))
         return self._take_from(line, 0 if alone else self._share(line))
 
     def _share(self, line: _Line) -> int:

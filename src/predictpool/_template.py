@@ -14,7 +14,7 @@ Control messages are JSON, one to a packet, with file descriptors beside them::
 
     application: {"path": [...], "preload": [...]}                 once
     template:    {"ready": true, "unarmed": why, "failed": tracebacks}
-    application: {"start": n, "fork": bool, "cores": [...], "env": {...}} + socket, report
+    application: {"start": n, "fork": bool, "cores": [...], "env": {...}} + socket, report, buffer
     template:    {"started": n, "pid": pid, "afresh": why} + pidfd
     template:    {"ended": pid, "status": wait status}
 """
@@ -147,7 +147,7 @@ class _Template:
 
     def _start_next(self) -> bool:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 2)
+            data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 3)
         except ConnectionResetError:  # the application closed with a report of ours unread
             return False
         if not data:
@@ -198,13 +198,13 @@ def _run_afresh(settings: dict[str, Any]) -> None:
     _work(settings["order"], *settings["descriptors"])
 
 
-def _work(order: dict[str, Any], connection: int, report: int) -> NoReturn:
+def _work(order: dict[str, Any], connection: int, report: int, buffer: int) -> NoReturn:
     """Be a worker until its end; never returns, so that no frame of the template runs on."""
     status: Any = 1
     # Held until the process ends: a socket closed earlier would look like its end.
     held = socket.socket(fileno=connection)
     try:
-        _serve_worker(order, held, report)
+        _serve_worker(order, held, report, buffer)
         status = 0
     except SystemExit as stop:
         status = stop.code or 0
@@ -214,7 +214,9 @@ def _work(order: dict[str, Any], connection: int, report: int) -> NoReturn:
         _end(status if isinstance(status, int) else 1)
 
 
-def _serve_worker(order: dict[str, Any], connection: socket.socket, report: int) -> None:
+def _serve_worker(
+    order: dict[str, Any], connection: socket.socket, report: int, buffer: int
+) -> None:
     # Pinned before anything else: threads that exist already would stay where they are.
     os.sched_setaffinity(0, order["cores"])
     for name, value in order["env"].items():
@@ -227,7 +229,7 @@ def _serve_worker(order: dict[str, Any], connection: socket.socket, report: int)
         sys.modules["numpy"].random.seed()
     from predictpool import _worker
 
-    _worker.main(connection)
+    _worker.main(connection, buffer)
 
 
 def _end(status: int) -> NoReturn:

@@ -4,6 +4,9 @@ A frame is a fixed header, a schema and a payload of columns (see `predictpool._
 
     magic:u16 kind:u8 flags:u8 schema:u32 id:u64 rows:u64 payload:u64 | schema | payload
 
+The payload of a batch may be in memory that both ends share; the frame's own then says
+where (`SHARED`).
+
 Pickle (protocol 5) carries only what is no array: messages, objects, exceptions. Those
 frames have no schema.
 """
@@ -24,6 +27,8 @@ from predictpool._columns import SNAPSHOT_BYTES, Buffer, Parts, WireError
 
 HEADER = struct.Struct("<HBBIQQQ")
 MAGIC = 0x5050
+SHARED = struct.Struct("<QQ")  # where in the shared memory, and how many bytes
+_JOINED, _SHARED = 1, 2  # the flags
 MAX_SCHEMA = 1 << 26
 MAX_PAYLOAD = 1 << 40
 MAX_REQUEST = 1 << 34
@@ -79,12 +84,17 @@ _Header: TypeAlias = tuple[int, int, int, int, int, int, int]
 
 
 class Frame(NamedTuple):
-    """One received frame. ``payload`` belongs to the receiver and is writable."""
+    """One received frame. ``payload`` belongs to the receiver and is writable.
+
+    ``joined``: whether it is of several requests. ``shared``: whether the payload says
+    where in the shared memory the real one is.
+    """
 
     kind: Kind
     id: int
     rows: int
     joined: bool
+    shared: bool
     schema: bytes
     payload: memoryview
 
@@ -95,6 +105,7 @@ def encode_frame(
     *,
     rows: int = 0,
     joined: bool = False,
+    shared: bool = False,
     schema: bytes = b"",
     payload: Iterable[Buffer] = (),
     size: int = 0,
@@ -109,7 +120,8 @@ def encode_frame(
             f"a message of {size + len(schema):,} bytes is larger than a frame can be "
             f"({MAX_PAYLOAD:,}): send fewer rows in one request"
         )
-    header = HEADER.pack(MAGIC, kind, joined, len(schema), id, rows, size)
+    flags = joined * _JOINED | shared * _SHARED
+    header = HEADER.pack(MAGIC, kind, flags, len(schema), id, rows, size)
     if size <= SNAPSHOT_BYTES:
         return [b"".join((header, schema, *payload))]
     return [header + schema, *payload]
@@ -138,7 +150,8 @@ class FrameDecoder:
     @property
     def buffer(self) -> memoryview:
         """Where the next bytes go. Never empty."""
-        return (self._scratch if self._body is None else self._body)[self._filled :]
+        whole = self._scratch if self._body is None else self._body
+        return whole[self._filled :] if self._filled else whole
 
     @property
     def between_frames(self) -> bool:
@@ -180,7 +193,8 @@ class FrameDecoder:
             _KINDS[kind],
             id,
             rows,
-            bool(flags),
+            bool(flags & _JOINED),
+            bool(flags & _SHARED),
             bytes(self._scratch[begin:middle]),
             memoryview(self._memory[middle:end]),
         )
@@ -201,7 +215,9 @@ class FrameDecoder:
         _, kind, flags, schema, id, rows, _ = self._header
         body = self._body
         self._header, self._body, self._filled = None, None, 0
-        return [Frame(_KINDS[kind], id, rows, bool(flags), bytes(body[:schema]), body[schema:])]
+        joined, shared = bool(flags & _JOINED), bool(flags & _SHARED)
+        begin = bytes(body[:schema])
+        return [Frame(_KINDS[kind], id, rows, joined, shared, begin, body[schema:])]
 
 
 def _check_header(header: _Header) -> _Header:

@@ -6,6 +6,7 @@ decides when to end, except when the socket does: then the application has gone.
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import socket
 import sys
@@ -92,8 +93,12 @@ class RowsBroken(Exception):
     """Raised when the outputs of joined requests cannot be divided among them."""
 
 
-def main(connection: socket.socket) -> None:
-    """Serve one application until it says stop or goes away."""
+def main(connection: socket.socket, buffer: int) -> None:
+    """Serve one application until it says stop or goes away.
+
+    Args:
+        buffer: the descriptor of the memory that is shared with it.
+    """
     frames = _receive(connection)
     first = next(frames, None)
     if first is None:
@@ -105,13 +110,13 @@ def main(connection: socket.socket) -> None:
         _send(connection, _wire.encode_message(Kind.START_FAILED, 0, describe(error)))
         return
     _send(connection, message)
-    encoder = OutputEncoder()
+    encoder, shared = OutputEncoder(), _SharedMemory(buffer)
     for frame in frames:
         if frame.kind is Kind.STOP:
             predictor.close()
             _send(connection, _wire.encode_frame(Kind.GOODBYE))
             return
-        _send(connection, _answer(predictor, encoder, frame))
+        _send(connection, _answer(predictor, encoder, shared, frame))
 
 
 def describe(error: BaseException, *, broke_rows: bool = False) -> Failure:
@@ -200,8 +205,9 @@ def _warm_up(predictor: Any, arrays: Arrays, mapping: bool) -> bool:
 def _divided_outputs(predictor: Any, arrays: Arrays, mapping: bool) -> list[Array] | None:
     """Run the model, and return its outputs; None where they cannot be divided by rows."""
     rows = len(next(iter(arrays.values())))
+    features = {name: _as_received(values) for name, values in arrays.items()}
     try:
-        outputs = predictor.predict(arrays if mapping else next(iter(arrays.values())))
+        outputs = predictor.predict(features if mapping else next(iter(features.values())))
     except Exception as error:
         said = f"{type(error).__name__}: {one_line(str(error))}"
         raise WarmUpFailed(
@@ -214,6 +220,14 @@ def _divided_outputs(predictor: Any, arrays: Arrays, mapping: bool) -> list[Arra
     named = outputs.values() if isinstance(outputs, Mapping) else [outputs]
     # Copies: a model may hand out the same array again.
     return [np.array(values) for values in named]
+
+
+def _as_received(values: Array) -> Array:
+    """Return a view like those of a request, which may not be written to."""
+    view = values.view()
+    if values.dtype.kind != "O":  # text is made for each request
+        view.flags.writeable = False
+    return view
 
 
 def _one_row_more(signature: SignatureSource, arrays: Arrays) -> Arrays:
@@ -257,10 +271,27 @@ def _brief(values: Any) -> str:
 # --- serve -------------------------------------------------------------------------
 
 
-def _answer(predictor: Any, encoder: OutputEncoder, frame: Frame) -> Parts:
+class _SharedMemory:
+    """The worker's end of `predictpool._shared_buffer`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._view = memoryview(b"")
+
+    def payload(self, frame: Frame) -> memoryview:
+        """Return a frame's payload, for reading, wherever it is; valid until the answer."""
+        if not frame.shared:
+            return frame.payload.toreadonly()
+        offset, size = _wire.SHARED.unpack(frame.payload)
+        if offset + size > len(self._view):
+            self._view = memoryview(mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ))
+        return self._view[offset : offset + size]
+
+
+def _answer(predictor: Any, encoder: OutputEncoder, shared: _SharedMemory, frame: Frame) -> Parts:
     try:
         schema = parse_schema(frame.schema)
-        features = decode_payload(schema, frame.rows, frame.payload)
+        features = decode_payload(schema, frame.rows, shared.payload(frame))
         outputs = predictor.predict(features)
         return _encode_answer(encoder.encode(outputs, frame.rows), outputs, frame)
     except RowsBroken as error:

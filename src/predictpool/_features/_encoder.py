@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from operator import ne
 from typing import Any
 
-from predictpool._columns import Column, Parts, Schema, encode, make_schema
+import numpy as np
+
+from predictpool._columns import Column, Parts, Schema, encode, make_schema, picker
 from predictpool._features._signature import Signature
 from predictpool._features._spec import Arrays, FeatureSpec
 from predictpool._features._values import as_utf8, nan_check
@@ -24,8 +27,13 @@ class Encoder:
         self._exact = None if ragged else self._schema
         self._first = next(iter(specs))
         self._ignores = signature.extra == "ignore"
-        checks = {n: nan_check(spec.dtype) for n, spec in specs.items() if not spec.allow_nan}
+        checked = {name: spec for name, spec in specs.items() if not spec.allow_nan}
+        checks = {name: nan_check(spec.dtype) for name, spec in checked.items()}
         self._nan_checks = [(name, check) for name, check in checks.items() if check]
+        # Of one row, numbers that are single values are compared all at once.
+        floats = [name for name, spec in checked.items() if spec.dtype.kind == "f"]
+        single = all(specs[name].shape in ((), (1,)) for name in floats)
+        self._floats = picker(floats) if single and len(floats) == len(self._nan_checks) else None
 
     def encode(self, features: Any, *, one: bool) -> tuple[Schema, Parts, int]:
         """Check and encode the features of one request.
@@ -52,20 +60,27 @@ class Encoder:
         None where anything is otherwise, if only for `conform` to say what is wrong.
         """
         schema = self._exact
-        if schema is None or type(features) is not dict:
+        if schema is None:
             return None
-        if len(features) != len(schema.names) and not self._ignores:
+        if not schema.mapping:
+            features = {schema.names[0]: features}
+        elif type(features) is not dict or (
+            len(features) != len(schema.names) and not self._ignores
+        ):
             return None
         shape = getattr(features.get(self._first), "shape", ())
         if not shape:
             return None
         parts = encode(schema, features, shape[0], _as_bytes, flat=True)
-        if parts is None:
+        if parts is None or self._has_nan(features, shape[0]):
             return None
-        for name, has_nan in self._nan_checks:
-            if has_nan(features[name]):
-                return None
         return schema, parts, shape[0]
+
+    def _has_nan(self, features: Arrays, rows: int) -> bool:
+        if rows == 1 and self._floats is not None:
+            numbers = [*map(np.ndarray.item, self._floats(features))]
+            return any(map(ne, numbers, numbers))  # NaN is not even itself
+        return any(has_nan(features[name]) for name, has_nan in self._nan_checks)
 
     def _schema_of(self, arrays: Arrays) -> Schema:
         columns = (Column(name, code, arrays[name].shape[1:]) for name, code in self._codes.items())

@@ -42,10 +42,14 @@ def is_series(features: Any) -> bool:
 
 def as_utf8(items: list[Any]) -> list[bytes] | None:
     """Return text as UTF-8 and bytes as they are; None where something else is among it."""
+    try:
+        return [*map(str.encode, items)]
+    except TypeError:
+        pass  # not all are text
+    except UnicodeEncodeError:
+        return None
     types = set(map(type, items))
     try:
-        if types == {str}:
-            return [*map(str.encode, items)]
         if types == {str, bytes}:
             return [item.encode() if type(item) is str else item for item in items]
     except UnicodeEncodeError:

@@ -50,8 +50,9 @@ class Predictor(Protocol[Outputs_co]):
 
         Args:
             features: a mapping of name to array, or one array; the first axis is the
-                row. With a signature they have its dtypes and shapes. The arrays are
-                valid until this returns.
+                row. With a signature they have its dtypes and shapes. The arrays cannot
+                be written to and are valid until this returns: copy what you keep, their
+                memory gets the next request.
 
         Returns:
             a mapping of name to array or one array, the first axis the same rows in the

@@ -16,7 +16,8 @@ class FunctionPredictor(Generic[Outputs]):
 
     Args:
         load: called once in each worker; returns the function that predicts. The
-            function gets the features as arrays, the first axis the row.
+            function gets the features as arrays, the first axis the row. They cannot be
+            written to, and are valid until it returns: copy what you keep.
         row_wise: set it where row *i* of what the function returns depends on row *i* of
             the features alone; the rows of several requests then share one call.
             Otherwise every request is a call of its own.
