@@ -350,13 +350,14 @@ def show(paper: Paper, found: Found) -> None:
     for level in LEVELS:
         table = paper.table(
             level.name,
-            f"median of {size.rounds} rounds of {size.seconds:g} s (lowest–highest round)",
+            f"median of {size.rounds} rounds of {size.seconds:g} s (lowest–highest round); p99 of "
+            "a call, of the event loop's lag; CPU of a call",
             "asked",
-            *("rows/s", "× loop", "× by hand", "× limit", "p99, ms", "lag p99, ms", "CPU, µs/call"),
+            *("rows/s", "× loop", "× by hand", "× limit", "p99, ms", "lag, ms", "CPU, µs"),
         )
         for line in _compared(found, level):
             table.add_row(
-                line.name if line.rows == level.rows else f"{line.name}, {line.rows} rows",
+                line.name if line.rows == level.rows else f"perfect batches of {line.rows}",
                 line.calls_per_second.text(line.rows),
                 _number(line.to_loop),
                 _text(line.to_by_hand),
@@ -390,7 +391,7 @@ def _show_open(paper: Paper, found: Found) -> None:
         f"median of {found.size.rounds} rounds of {found.size.open_seconds:g} s "
         "(lowest–highest round)",
         "asked",
-        *("p50", "p99", "p99 / p50", "sent late, p99", "refused", "generator, cores"),
+        *("p50", "p99", "p99 / p50", "sent late, p99", "refused", "generator"),
     )
     for line in found.open_lines:
         table.add_row(
@@ -400,7 +401,7 @@ def _show_open(paper: Paper, found: Found) -> None:
             line.p99_to_p50.text(),
             line.late_p99_seconds.text(1e3),
             f"{line.refused:,} of {line.sent:,}",
-            _number(line.generator_cores),
+            f"{_number(line.generator_cores)} cores",
         )
     paper.print(table)
 
