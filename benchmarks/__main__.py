@@ -1,168 +1,229 @@
-"""The command line: ``python -m benchmarks NAME``; ``--help`` has the names."""
+"""The command line: ``python -m benchmarks NAME``, several or ``all``; ``--help`` has the names.
+
+``python -m benchmarks environments`` is none of them: it installs the peers.
+"""
 
 import argparse
+import contextlib
+import json
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import (
     budget,
     contenders,
+    echo,
     encoding,
     harness,
+    large,
     latency,
+    memory,
     models,
     overload,
     report,
     saved_models,
     soak,
     startup,
+    steps,
     throughput,
 )
 from benchmarks.figures import Goal
 from benchmarks.models import Model
+from benchmarks.peers import environments, judged, starter
+from benchmarks.report import Paper
 from predictpool import _census
 
 QUICK_STEPS = 20
-# How long each benchmark lasts; None where that is not for the caller to say.
-MINUTES = {
-    "latency": None,
-    "throughput": None,
-    "budget": None,
-    "startup": None,
-    "saved": None,
-    "soak": 10.0,
-    "overload": 1.0,
-}
+Options = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of one benchmark.
+
+    Attributes:
+        found: what ``--json`` prints.
+        show: prints the same for people.
+        promises: goals that no busy machine excuses.
+    """
+
+    found: dict[str, Any]
+    goals: list[Goal]
+    show: Callable[[Paper], None]
+    promises: list[Goal]
 
 
 def main() -> None:
-    """Run one benchmark, print what came of it."""
+    """Run benchmarks one after the other, print what came of them."""
+    if sys.argv[1:2] == ["environments"]:
+        environments.main(sys.argv[2:], note)
+        return
     options = parse()
     _census.silence()  # the processes that are started inherit it
-    without_model = {"saved": measure_saved, "soak": measure_soak, "overload": measure_overload}
-    if options.benchmark in without_model:
-        without_model[options.benchmark](report.Run(None, options.quick), options)
-    else:
-        main_with_model(options)
+    names = list(MEASURES) if "all" in options.benchmarks else options.benchmarks
+    everything, kept = {}, True
+    with trained(options, any(name in WITH_MODEL for name in names)) as model:
+        for name in names:
+            run = report.Run(model if name in WITH_MODEL else None, options.quick)
+            measured = MEASURES[name](model, options)
+            everything[name] = report.as_dict(run, name, measured.found, measured.goals)
+            if not options.json:
+                paper = Paper(options.markdown)
+                report.show_run(paper, run)
+                measured.show(paper)
+                report.show_goals(paper, measured.goals)
+            kept = kept and all(goal.reached for goal in measured.promises)
+    if options.json:
+        one = everything[names[0]] if len(names) == 1 else {"benchmarks": everything}
+        print(json.dumps(one, indent=2))
+    if options.plot:
+        from benchmarks import plot
+
+        plot.draw_all(everything, options.plot)
+    if not kept:
+        sys.exit(1)
 
 
-def main_with_model(options: argparse.Namespace) -> None:
-    """Train a model, run the benchmark that is about it."""
+@contextlib.contextmanager
+def trained(options: Options, wanted: bool) -> Iterator[Model]:
+    """Train the model, if a benchmark wants it."""
     with tempfile.TemporaryDirectory(prefix="predictpool-benchmarks-") as temporary:
         model = Model(options.model, str(options.model_dir or Path(temporary, "model")))
-        note("training the model")
-        harness.in_child(model.train, QUICK_STEPS if options.quick else _census.TRAINING_STEPS)
-        run = report.Run(model, options.quick)
-        measure = {
-            "latency": measure_latency,
-            "throughput": measure_throughput,
-            "budget": measure_budget,
-            "startup": measure_startup,
-        }
-        measure[options.benchmark](run, model, options)
+        if wanted:
+            note("training the model")
+            harness.in_child(model.train, QUICK_STEPS if options.quick else _census.TRAINING_STEPS)
+        yield model
 
 
-def measure_latency(run: report.Run, model: Model, options: argparse.Namespace) -> None:
+# --- one benchmark each ------------------------------------------------------------
+
+
+def measure_latency(model: Model, options: Options) -> Measured:
     """Run ``latency``."""
     size, lines = latency.run(model, quick=options.quick, note=note)
-    goals = latency.goals(lines)
-    if options.json:
-        found = {"size": asdict(size), "contenders": [asdict(line) for line in lines]}
-        print(report.as_json(run, "latency", found, goals))
-        return
-    paper = report.Paper(options.markdown)
-    report.show_run(paper, run)
-    report.show_latency(paper, size, lines)
-    report.show_goals(paper, goals)
+    return Measured(
+        {"size": asdict(size), "contenders": [asdict(line) for line in lines]},
+        latency.goals(lines),
+        lambda paper: report.show_latency(paper, size, lines),
+        [],
+    )
 
 
-def measure_throughput(run: report.Run, model: Model, options: argparse.Namespace) -> None:
+def measure_throughput(model: Model, options: Options) -> Measured:
     """Run ``throughput``."""
-    found = throughput.run(model, quick=options.quick, note=note)
-    tell(run, options, "throughput", found, throughput.goals(found), show=throughput.show)
+    found = throughput.run(
+        model,
+        quick=options.quick,
+        note=note,
+        environments=None if options.quick else options.environments,
+    )
+    soundness = judged.soundness(found.peers)
+    return measured(found, [*throughput.goals(found), *soundness], throughput.show, soundness)
 
 
-def measure_budget(run: report.Run, model: Model, options: argparse.Namespace) -> None:
+def measure_budget(model: Model, options: Options) -> Measured:
     """Run ``budget``."""
     size, lines = budget.run(model, quick=options.quick, note=note)
     note("encoding")
     encoding_size, ways = encoding.run(quick=options.quick)
-    if options.json:
-        found = {
-            "size": asdict(size),
-            "contenders": [asdict(line) for line in lines],
-            "encoding_size": asdict(encoding_size),
-            "encoding": [asdict(way) for way in ways],
-        }
-        print(report.as_json(run, "budget", found, []))
-        return
-    paper = report.Paper(options.markdown)
-    report.show_run(paper, run)
-    report.show_budget(paper, size, lines)
-    report.show_encoding(paper, encoding_size, ways)
+    taken = steps.run(quick=options.quick, note=note)
+
+    def show(paper: Paper) -> None:
+        report.show_budget(paper, size, lines)
+        report.show_encoding(paper, encoding_size, ways)
+        steps.show(paper, taken)
+
+    found = {
+        "size": asdict(size),
+        "contenders": [asdict(line) for line in lines],
+        "encoding_size": asdict(encoding_size),
+        "encoding": [asdict(way) for way in ways],
+        "steps": asdict(taken),
+    }
+    return Measured(found, [], show, [])
 
 
-def measure_startup(run: report.Run, model: Model, options: argparse.Namespace) -> None:
+def measure_echo(_: Model, options: Options) -> Measured:
+    """Run ``echo``."""
+    found = echo.run(quick=options.quick, note=note)
+    return measured(found, echo.goals(found), echo.show)
+
+
+def measure_large(_: Model, options: Options) -> Measured:
+    """Run ``large``."""
+    ray = None if options.quick else starter("ray", options.environments)
+    found = large.run(quick=options.quick, note=note, ray=ray)
+    return measured(found, large.goals(found), large.show)
+
+
+def measure_startup(model: Model, options: Options) -> Measured:
     """Run ``startup``."""
-    outcome = startup.run(model, quick=options.quick, note=note)
-    tell(run, options, "startup", outcome, startup.goals(outcome), show=report.show_startup)
+    found = startup.run(model, quick=options.quick, note=note)
+    return measured(found, startup.goals(found), startup.show)
 
 
-def measure_saved(run: report.Run, options: argparse.Namespace) -> None:
+def measure_memory(model: Model, options: Options) -> Measured:
+    """Run ``memory``."""
+    found = memory.run(model, quick=options.quick, note=note)
+    return measured(found, memory.goals(found), memory.show)
+
+
+def measure_saved(_: Model, options: Options) -> Measured:
     """Run ``saved``."""
     found = saved_models.run(options.model_dir, quick=options.quick, note=note)
-    tell(run, options, "saved", found, [], show=report.show_saved)
+    return measured(found, [], report.show_saved)
 
 
-def measure_soak(run: report.Run, options: argparse.Namespace) -> None:
+def measure_soak(_: Model, options: Options) -> Measured:
     """Run ``soak``."""
     found = soak.run(
-        minutes=options.minutes,
+        minutes=options.minutes or soak.MINUTES,
         loop=options.loop,
         seed=options.seed,
         quick=options.quick,
         note=note,
     )
-    tell(run, options, "soak", found, soak.goals(found), show=report.show_soak)
-    insist(soak.correctness(found))
+    return measured(found, soak.goals(found), report.show_soak, soak.correctness(found))
 
 
-def measure_overload(run: report.Run, options: argparse.Namespace) -> None:
+def measure_overload(_: Model, options: Options) -> Measured:
     """Run ``overload``."""
     found = overload.run(
-        seconds=options.minutes * 60, loop=options.loop, quick=options.quick, note=note
+        seconds=60 * (options.minutes or overload.MINUTES),
+        loop=options.loop,
+        quick=options.quick,
+        note=note,
     )
-    tell(run, options, "overload", found, overload.goals(found), show=report.show_overload)
-    insist(overload.correctness(found))
+    return measured(found, overload.goals(found), report.show_overload, overload.correctness(found))
 
 
-def tell(
-    run: report.Run,
-    options: argparse.Namespace,
-    name: str,
+def measured(
     found: Any,
     goals: list[Goal],
-    *,
-    show: Callable[[report.Paper, Any], None],
-) -> None:
-    """Print what a benchmark found, and which goals it reached."""
-    if options.json:
-        print(report.as_json(run, name, asdict(found), goals))
-        return
-    paper = report.Paper(options.markdown)
-    report.show_run(paper, run)
-    show(paper, found)
-    report.show_goals(paper, goals)
+    show: Callable[[Paper, Any], None],
+    promises: list[Goal] | None = None,
+) -> Measured:
+    """Return what came of a benchmark whose findings are one dataclass."""
+    return Measured(asdict(found), goals, lambda paper: show(paper, found), promises or [])
 
 
-def insist(goals: list[Goal]) -> None:
-    """End with status 1 unless these are reached: no busy machine excuses them."""
-    if not all(goal.reached for goal in goals):
-        sys.exit(1)
+MEASURES: dict[str, Callable[[Model, Options], Measured]] = {
+    "latency": measure_latency,
+    "throughput": measure_throughput,
+    "budget": measure_budget,
+    "echo": measure_echo,
+    "large": measure_large,
+    "startup": measure_startup,
+    "memory": measure_memory,
+    "saved": measure_saved,
+    "overload": measure_overload,
+    "soak": measure_soak,
+}
+WITH_MODEL = ("latency", "throughput", "budget", "startup", "memory")
 
 
 def note(what: str) -> None:
@@ -170,10 +231,16 @@ def note(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def parse() -> argparse.Namespace:
+def parse() -> Options:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("benchmark", choices=tuple(MINUTES))
+    parser.add_argument(
+        "benchmarks",
+        metavar="benchmark",
+        nargs="+",
+        choices=(*MEASURES, "all"),
+        help=f"{', '.join(MEASURES)}; several run one after the other, or all",
+    )
     parser.add_argument(
         "--model", choices=models.NAMES, help="default: census, and small where --quick is given"
     )
@@ -181,16 +248,30 @@ def parse() -> argparse.Namespace:
         "--model-dir", type=Path, help="keep the trained model there, and take it if it is there"
     )
     parser.add_argument("--markdown", action="store_true", help="print tables for the docs")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, which benchmarks.plot can draw"
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="PICTURE",
+        help="draw what was found, as .svg or .png; several have their names added",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="a smoke test: the figures mean nothing"
+    )
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=environments.DEFAULT,
+        help="where throughput and large find the peers that `environments` has installed; the "
+        "quick run leaves them out (default: %(default)s)",
     )
     lasting = parser.add_argument_group("soak and overload, which need no model")
     lasting.add_argument("--minutes", type=float, help="default: 10 for soak, 1 for overload")
     lasting.add_argument("--loop", choices=contenders.LOOPS, default="asyncio")
     lasting.add_argument("--seed", type=int, default=1, help="of soak's chances")
     options = parser.parse_args()
-    options.minutes = options.minutes or MINUTES[options.benchmark]
     options.model = options.model or ("small" if options.quick else "census")
     return options
 

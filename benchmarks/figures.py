@@ -41,6 +41,14 @@ def ratios(values: Sequence[float], to: Sequence[float]) -> Spread:
     return Spread.of([value / other for value, other in zip(values, to, strict=True)])
 
 
+def bytes_text(count: int) -> str:
+    """Return a number of bytes for people, in powers of 1,024."""
+    for unit, power in (("MB", 20), ("KB", 10)):
+        if count >= 1 << power:
+            return f"{count >> power} {unit}"
+    return f"{count} B"
+
+
 @dataclass(frozen=True)
 class Goal:
     """What a figure must not exceed, or must reach.

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -23,6 +23,8 @@ WORKER_ENVIRONMENT = {
     "TF_NUM_INTEROP_THREADS": "1",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
 }
+
+Key = TypeVar("Key")
 
 _PROCESSES = multiprocessing.get_context("spawn")
 
@@ -40,7 +42,9 @@ class Contender:
     def __init__(self, name: str, serve: Callable[..., None], *arguments: Any) -> None:
         self.name = name
         self._connection, theirs = _PROCESSES.Pipe()
-        self._process = _PROCESSES.Process(target=_run, args=(serve, theirs, arguments), name=name)
+        self._process = _PROCESSES.Process(
+            target=run_contender, args=(serve, theirs, arguments), name=name
+        )
         self._process.start()
         theirs.close()
 
@@ -94,9 +98,10 @@ class Orders:
             return None
 
 
-def _run(
+def run_contender(
     serve: Callable[..., None], connection: "Connection[Any, Any]", arguments: tuple[Any, ...]
 ) -> None:
+    """Be a contender's process; what fails is told over the connection."""
     try:
         serve(Orders(connection), *arguments)
     except Exception:  # whatever it was, the harness has to hear of it
@@ -125,6 +130,13 @@ def all_ended(contenders: Iterable[Contender]) -> Iterator[None]:
     finally:
         for contender in contenders:
             contender.end()
+
+
+def in_turn(started: Iterable[Key], number: int) -> list[Key]:
+    """Return the contenders in the order of a round; in the next one another begins."""
+    order = list(started)
+    first = number % len(order)
+    return order[first:] + order[:first]
 
 
 def become_like_a_worker() -> int:

@@ -99,10 +99,8 @@ def take_turns(
 ) -> dict[Way, Any]:
     """Let each contender have one round; in the next another one begins."""
     note(f"round {number + 1} of {size.rounds}")
-    order = list(started)
-    first = number % len(order)
     seconds = {}
-    for way in order[first:] + order[:first]:
+    for way in harness.in_turn(started, number):
         calls = (0, size.naive_calls) if way.kind == "naive" else (size.warm_up, size.calls)
         times, _ = started[way].order(*calls, False)
         seconds[way] = (times[:, 1] - times[:, 0]) / 1e9

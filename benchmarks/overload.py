@@ -24,6 +24,7 @@ from benchmarks.figures import Goal
 from benchmarks.ledger import Ledger
 from predictpool import FunctionPredictor, PoolTimeout, PredictorPool, TooManyRequests
 
+MINUTES = 1.0
 COST = 0.005
 WORKERS = 2
 CLOSED_CALLERS = 4 * WORKERS

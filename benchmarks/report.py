@@ -1,7 +1,6 @@
 """What is printed: the machine, tables for people, one JSON object for programs."""
 
 import contextlib
-import json
 import os
 import platform
 import time
@@ -16,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import budget, encoding, latency, overload, saved_models, soak, startup
+from benchmarks import budget, encoding, latency, overload, saved_models, soak
 from benchmarks.figures import Goal, Spread
 from benchmarks.models import Model
 
@@ -107,10 +106,12 @@ class Run:
         }
 
 
-def as_json(run: Run, benchmark: str, found: dict[str, Any], goals: Sequence[Goal]) -> str:
-    """Return one JSON object; times are seconds, memory is bytes."""
+def as_dict(
+    run: Run, benchmark: str, found: dict[str, Any], goals: Sequence[Goal]
+) -> dict[str, Any]:
+    """Return what becomes one JSON object; times are seconds, memory is bytes."""
     judged = [{**asdict(goal), "reached": goal.reached} for goal in goals]
-    return json.dumps({"benchmark": benchmark, **run.heading(), **found, "goals": judged}, indent=2)
+    return {"benchmark": benchmark, **run.heading(), **found, "goals": judged}
 
 
 # --- for people --------------------------------------------------------------------
@@ -182,43 +183,6 @@ def show_encoding(paper: Paper, size: encoding.Size, ways: list[encoding.Line]) 
     )
     for line in ways:
         table.add_row(line.way, str(line.rows), _spread(line.number, 1e6), _spread(line.text, 1e6))
-    paper.print(table)
-
-
-def show_startup(paper: Paper, found: startup.Outcome) -> None:
-    """Print how soon workers are ready and what they take."""
-    table = paper.table(
-        "Until a worker is ready",
-        f"s; median of {found.rounds} rounds (lowest–highest round)",
-        "worker",
-        *("first, with template", "second", "again after kill -9"),
-    )
-    for name, times in found.times.items():
-        table.add_row(name, _spread(times.first), _spread(times.second), _spread(times.again))
-    table.add_row("forked / afresh", "", _spread(found.second_to_afresh), "")
-    table.add_row("forked / bare interpreter", "", _spread(found.second_to_bare), "")
-    paper.print(table)
-    _show_memory(paper, found)
-
-
-def _show_memory(paper: Paper, found: startup.Outcome) -> None:
-    table = paper.table(
-        "Memory",
-        "PSS in MB; medians",
-        "workers",
-        *("application", "template", "a worker", "… of its own", "all", "all but the template"),
-    )
-    for name, pools in found.memory.items():
-        for pool in pools:
-            sizes = (
-                pool.application,
-                pool.template,
-                pool.worker,
-                pool.worker_private,
-                pool.total,
-                pool.total_without_template,
-            )
-            table.add_row(f"{pool.workers} {name}", *(f"{size / 1e6:,.0f}" for size in sizes))
     paper.print(table)
 
 

@@ -22,7 +22,7 @@ import anyio.to_process
 
 from benchmarks import by_hand, contenders, figures, harness, load, open_loop
 from benchmarks.contenders import Loop
-from benchmarks.harness import Orders
+from benchmarks.harness import Contender, Orders
 from benchmarks.load import Ask
 from benchmarks.models import Arrays, Model
 from predictpool import Device, PredictorPool, Signature
@@ -64,6 +64,10 @@ class Service:
     kind: Kind
     opened: Callable[[Model], AbstractAsyncContextManager[Ask]]
     loop: Loop = "asyncio"
+
+    def start(self, model: Model) -> Contender:
+        """Start it in a process of its own."""
+        return Contender(self.name, serve, self, model)
 
 
 def serve(orders: Orders, service: Service, model: Model) -> None:
@@ -126,13 +130,19 @@ async def _answers(ask: Ask, rows: list[Arrays]) -> list[Arrays]:
 # --- in process --------------------------------------------------------------------
 
 
-def serve_in_process(orders: Orders, method: Method, model: Model) -> None:
-    """Be the predictor that is called in a loop, on one core like a worker, without an event loop.
+def serve_in_process(orders: Orders, method: Method, model: Model, *, pinned: bool = True) -> None:
+    """Be the predictor that is called in a loop, without an event loop, set up like a worker.
 
     It takes the orders of `take_orders` but for ``listen``; at a level it has one caller. The
     features were checked, and text turned into bytes, before.
+
+    Args:
+        pinned: to one core, as workers of a pool are; those of the peers are not.
     """
+    cores = tuple(os.sched_getaffinity(0))
     core = harness.become_like_a_worker()
+    if not pinned:
+        os.sched_setaffinity(0, cores)
     predictor = model.predictor(method)
     predictor.load(Device(cores=(core,)))
     assert isinstance(predictor.signature, Signature)  # derived from the feature columns

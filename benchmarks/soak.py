@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import anyio
 import psutil
 
-from benchmarks import contenders, figures, rows, startup
+from benchmarks import contenders, figures, pss, rows
 from benchmarks.contenders import Loop
 from benchmarks.disturbance import Disturber, Pace
 from benchmarks.figures import Goal
@@ -36,6 +36,7 @@ from predictpool import (
     TooManyRequests,
 )
 
+MINUTES = 10.0
 WORKERS = 2
 RETRIES = 1
 HANG_TIMEOUT = 1.0
@@ -106,7 +107,7 @@ class Usage:
         """Look at this process."""
         gc.collect()
         process = psutil.Process()
-        return cls(startup.memory(os.getpid()).private, process.num_fds(), process.num_threads())
+        return cls(pss.of(os.getpid()).private, process.num_fds(), process.num_threads())
 
     def __sub__(self, other: "Usage") -> "Usage":
         return Usage(

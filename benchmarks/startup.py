@@ -1,4 +1,4 @@
-"""``python -m benchmarks startup``: how soon a further worker is ready, and what memory it takes.
+"""``python -m benchmarks startup``: how soon a further worker is ready.
 
 Three ways to get one, in turn: forked from the template, started afresh by the same pool
 (``LocalLauncher(fork=False)``), and a bare interpreter that does what a worker does and nothing
@@ -7,30 +7,23 @@ rows, which is the pool's warm-up.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import anyio
 import cloudpickle
-import psutil
 
-from benchmarks import figures, harness
+from benchmarks import figures, harness, starts
 from benchmarks.figures import Goal, Spread
-from benchmarks.models import METHODS, Arrays, Model
-from predictpool import LocalLauncher, PredictorPool
+from benchmarks.models import Model
+from benchmarks.report import Paper
+from benchmarks.starts import METHOD, STARTS, Start
 
-Start = Literal["forked", "afresh"]
-STARTS: tuple[Start, ...] = ("forked", "afresh")
-METHOD = METHODS[0]
 READY_GOAL = 0.4
-MEMORY_GOAL = 0.5
-TOTAL_GOAL = 0.75
 POLL = 0.002
 
 Note = Callable[[str], None]
@@ -58,44 +51,15 @@ class Size:
 
     Attributes:
         rounds: how many times each way has its turn.
-        large: workers in the larger pool whose memory is taken.
-        memory_rounds: how many such pools are started, each way.
-        requests: how many each pool answers before its memory is taken.
+        requests: how many a pool answers before a worker of it is killed.
     """
 
     rounds: int
-    large: int
-    memory_rounds: int
     requests: int
 
 
-FULL = Size(rounds=5, large=4, memory_rounds=2, requests=400)
-QUICK = Size(rounds=1, large=3, memory_rounds=0, requests=40)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a process takes.
-
-    Attributes:
-        pss: its own pages, and of each shared one its share.
-        private: its own pages alone.
-    """
-
-    pss: int
-    private: int
-
-    def __add__(self, other: "Memory") -> "Memory":
-        return Memory(self.pss + other.pss, self.private + other.private)
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """The memory of one pool's processes, after every worker has answered requests."""
-
-    application: Memory
-    template: Memory
-    workers: list[Memory]
+FULL = Size(rounds=5, requests=400)
+QUICK = Size(rounds=1, requests=40)
 
 
 @dataclass(frozen=True)
@@ -107,13 +71,11 @@ class PoolStart:
         second: seconds from the first worker's being ready, when the second is ordered, to the
             second's being ready.
         again: seconds from ``kill -9`` of a worker to two ready workers.
-        footprint: the memory, taken before the kill.
     """
 
     first: float
     second: float
     again: float
-    footprint: Footprint
 
 
 # --- in a process of its own -------------------------------------------------------
@@ -124,79 +86,22 @@ def start_pool(model: Model, start: Start, requests: int) -> PoolStart:
     return anyio.run(_start_pool, model, start, requests)
 
 
-def take_footprint(model: Model, start: Start, workers: int, requests: int) -> Footprint:
-    """Start a pool and return its memory; for `harness.in_child`."""
-    return anyio.run(_take_footprint, model, start, workers, requests)
-
-
 async def _start_pool(model: Model, start: Start, requests: int) -> PoolStart:
-    pool = _pool(model, start, 2)
+    pool = starts.pool(model, start, 2)
     began = time.perf_counter()
     async with pool:
         first_ready = time.perf_counter()
         await pool.wait_ready(2)
         second_ready = time.perf_counter()
-        footprint = await _footprint(pool, model, requests)
-        _, workers = _processes()
+        await starts.have_all_answer(pool, model, requests)
+        _, workers = starts.processes()
         workers[-1].kill()
         killed = time.perf_counter()
         while pool.statistics().ready == 2:  # noqa: ASYNC110 - there is no event for a death
             await anyio.sleep(POLL)
         await pool.wait_ready(2)
         again = time.perf_counter() - killed
-    return PoolStart(first_ready - began, second_ready - first_ready, again, footprint)
-
-
-async def _take_footprint(model: Model, start: Start, workers: int, requests: int) -> Footprint:
-    async with _pool(model, start, workers) as pool:
-        await pool.wait_ready()
-        return await _footprint(pool, model, requests)
-
-
-def _pool(model: Model, start: Start, workers: int) -> PredictorPool[Arrays]:
-    launcher = LocalLauncher(fork=start == "forked")
-    return PredictorPool(model.predictor(METHOD), workers=workers, launcher=launcher)
-
-
-async def _footprint(pool: PredictorPool[Arrays], model: Model, requests: int) -> Footprint:
-    """Have all workers answer, then read their memory."""
-    template, workers = _processes()
-    before = [_wake_ups(worker) for worker in workers]
-    rows = iter(model.rows(requests))
-
-    async def call() -> None:
-        for row in rows:
-            await pool.predict(row)
-
-    async with anyio.create_task_group() as group:
-        # One more caller than a batch has rows, for each worker: so none is left idle.
-        for _ in range(65 * len(workers)):
-            group.start_soon(call)
-    for worker, count in zip(workers, before, strict=True):
-        if _wake_ups(worker) <= count:
-            raise RuntimeError(f"a worker of {len(workers)} has answered nothing")
-    return Footprint(
-        memory(os.getpid()), memory(template.pid), [memory(worker.pid) for worker in workers]
-    )
-
-
-def _wake_ups(worker: psutil.Process) -> int:
-    return int(worker.num_ctx_switches().voluntary)
-
-
-def _processes() -> tuple[psutil.Process, list[psutil.Process]]:
-    """Return the template and its workers, the oldest first."""
-    template = harness.template()
-    return template, sorted(template.children(), key=lambda worker: worker.create_time())
-
-
-def memory(pid: int) -> Memory:
-    """Read the memory of a process."""
-    fields = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, kilobytes = line.split()[:2]
-        fields[name] = int(kilobytes) * 1024
-    return Memory(fields["Pss:"], fields["Private_Clean:"] + fields["Private_Dirty:"])
+    return PoolStart(first_ready - began, second_ready - first_ready, again)
 
 
 # --- the bare interpreter ----------------------------------------------------------
@@ -236,40 +141,20 @@ class Times:
 
 
 @dataclass(frozen=True)
-class PoolMemory:
-    """PSS in bytes of a pool's processes; medians.
-
-    Attributes:
-        application, template: one process each.
-        worker, worker_private: one worker; its PSS, and its own pages alone.
-        total: all processes.
-        total_without_template: what as many interpreters and the application would take.
-    """
-
-    workers: int
-    application: float
-    template: float
-    worker: float
-    worker_private: float
-    total: float
-    total_without_template: float
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What the benchmark found.
 
     Attributes:
         times: for "forked", "afresh" and "bare interpreter".
         second_to_afresh, second_to_bare: the forked second worker's time, round by round.
-        memory: for "forked" and "afresh", by number of workers.
+        again_to_bare: from the ``kill -9`` of a forked worker, against the bare interpreter.
     """
 
     rounds: int
     times: dict[str, Times]
     second_to_afresh: Spread
     second_to_bare: Spread
-    memory: dict[Start, list[PoolMemory]]
+    again_to_bare: Spread
 
 
 def run(model: Model, *, quick: bool, note: Note) -> Outcome:
@@ -283,13 +168,6 @@ def run(model: Model, *, quick: bool, note: Note) -> Outcome:
         for start in STARTS[:: 1 if number % 2 else -1]:
             pools[start].append(harness.in_child(start_pool, model, start, size.requests))
         bare.append(harness.in_child(start_bare, model, Path(model.directory, "predictor")))
-    footprints = {start: [pool.footprint for pool in pools[start]] for start in STARTS}
-    for number in range(size.memory_rounds):
-        note(f"memory with {size.large} workers, {number + 1} of {size.memory_rounds}")
-        for start in STARTS:
-            footprints[start].append(
-                harness.in_child(take_footprint, model, start, size.large, size.requests)
-            )
     second = {start: [pool.second for pool in pools[start]] for start in STARTS}
     return Outcome(
         size.rounds,
@@ -297,7 +175,7 @@ def run(model: Model, *, quick: bool, note: Note) -> Outcome:
         | {"bare interpreter": Times(None, Spread.of(bare), None)},
         figures.ratios(second["forked"], second["afresh"]),
         figures.ratios(second["forked"], bare),
-        {start: _memory(footprints[start]) for start in STARTS},
+        figures.ratios([pool.again for pool in pools["forked"]], bare),
     )
 
 
@@ -309,37 +187,9 @@ def _times(pools: list[PoolStart]) -> Times:
     )
 
 
-def _memory(footprints: list[Footprint]) -> list[PoolMemory]:
-    """Sum up footprints of pools of one way, by their number of workers."""
-    by_workers: dict[int, list[Footprint]] = {}
-    for footprint in footprints:
-        by_workers.setdefault(len(footprint.workers), []).append(footprint)
-    return [_pool_memory(workers, taken) for workers, taken in by_workers.items()]
-
-
-def _pool_memory(workers: int, taken: list[Footprint]) -> PoolMemory:
-    def median(of: Callable[[Footprint], float]) -> float:
-        return statistics.median(map(of, taken))
-
-    def without_template(footprint: Footprint) -> float:
-        return footprint.application.pss + sum(worker.pss for worker in footprint.workers)
-
-    return PoolMemory(
-        workers,
-        median(lambda footprint: footprint.application.pss),
-        median(lambda footprint: footprint.template.pss),
-        median(lambda footprint: footprint.workers[-1].pss),
-        median(lambda footprint: footprint.workers[-1].private),
-        median(lambda footprint: without_template(footprint) + footprint.template.pss),
-        median(without_template),
-    )
-
-
 def goals(outcome: Outcome) -> list[Goal]:
     """Compare with what must be reached."""
-    forked, afresh = outcome.memory["forked"], outcome.memory["afresh"]
-    worker = forked[0].worker / afresh[0].worker
-    listed = [
+    return [
         Goal(
             "second worker ready: forked / afresh by the pool",
             outcome.second_to_afresh.median,
@@ -350,10 +200,28 @@ def goals(outcome: Outcome) -> list[Goal]:
             outcome.second_to_bare.median,
             READY_GOAL,
         ),
-        Goal("memory of a further worker, PSS: forked / afresh", worker, MEMORY_GOAL),
+        Goal(
+            "ready again after kill -9: forked / bare interpreter",
+            outcome.again_to_bare.median,
+            READY_GOAL,
+            aim=0.3,
+        ),
     ]
-    if len(forked) > 1:
-        name = f"memory with {forked[1].workers} workers, all processes: forked / interpreters"
-        total = forked[1].total / afresh[1].total_without_template
-        listed.append(Goal(name, total, TOTAL_GOAL))
-    return listed
+
+
+def show(paper: Paper, found: Outcome) -> None:
+    """Print how soon workers are ready."""
+    table = paper.table(
+        "Until a worker is ready",
+        f"s; median of {found.rounds} rounds (lowest–highest round)",
+        "worker",
+        *("first, with template", "second", "again after kill -9"),
+    )
+    for name, times in found.times.items():
+        spans = (times.first, times.second, times.again)
+        table.add_row(name, *("" if span is None else span.text() for span in spans))
+    table.add_row("forked / afresh", "", found.second_to_afresh.text(), "")
+    table.add_row(
+        "forked / bare interpreter", "", found.second_to_bare.text(), found.again_to_bare.text()
+    )
+    paper.print(table)

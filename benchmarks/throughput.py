@@ -2,15 +2,17 @@
 
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import contenders, harness, latency, load, models, open_loop, services
+from benchmarks import contenders, harness, latency, load, models, open_loop, peers, services
 from benchmarks.figures import Goal, Spread, ratios
 from benchmarks.harness import Contender
 from benchmarks.models import Model
+from benchmarks.peers import judged
+from benchmarks.peers.judged import Judged
 from benchmarks.report import Paper
 from benchmarks.services import Level, Service
 
@@ -25,6 +27,7 @@ LEVELS = (ALONE, FEW, MANY, LARGE)
 PERFECT = Level(1, 64)
 IN_PROCESS_LEVELS = (ALONE, Level(1, LARGE.rows), PERFECT)
 LIMIT = "in process, generator"
+PEERS_LOOP = "in process, generator, not pinned"  # as the peers' workers are
 BY_HAND = "by hand"
 POOL = "pool, generator, asyncio"
 ECHO = "no pool: answered at once"
@@ -101,11 +104,16 @@ class OpenLine:
 
 @dataclass(frozen=True)
 class Found:
-    """What the benchmark found."""
+    """What the benchmark found.
+
+    Attributes:
+        peers: which took part, and whether as they should.
+    """
 
     size: Size
     lines: list[Line]
     open_lines: list[OpenLine]
+    peers: list[Judged]
 
     def line(self, name: str, level: Level) -> Line:
         """Return the line of one contender at one level."""
@@ -143,28 +151,34 @@ def listed(quick: bool, workers: int) -> list[Service]:
     return found
 
 
-def run(model: Model, *, quick: bool, note: Note, peers: Sequence[Service] = ()) -> Found:
+def run(model: Model, *, quick: bool, note: Note, environments: Path | None = None) -> Found:
     """Start every contender, compare their answers, and let them work in turn.
 
     Args:
-        peers: further contenders.
+        environments: where those of the peers are; None leaves the peers out.
 
     Raises:
         ContenderFailed: one failed, or answered something else than the predictor in process.
     """
     size = QUICK if quick else FULL
-    asked = [*listed(quick, size.workers), *peers]
+    there, looked = peers.installed(environments) if environments else ([], {})
+    asked = listed(quick, size.workers)
     started: dict[str, Contender] = {}
     with harness.all_ended(started.values()):
         for method in models.METHODS:
             name = f"in process, {method}"
             started[name] = Contender(name, services.serve_in_process, method, model)
+        if there:
+            unpinned = functools.partial(services.serve_in_process, pinned=False)
+            started[PEERS_LOOP] = Contender(PEERS_LOOP, unpinned, "generator", model)
         in_process = list(started)
         for service in asked:
-            started[service.name] = Contender(service.name, services.serve, service, model)
+            started[service.name] = service.start(model)
         for name, contender in started.items():
             note(f"starting: {name}")
             contender.result()
+        failed = peers.start(there, model, note, started)
+        asked += [peer for peer in there if peer.name in started]
         check(started)
         turns = [(name, level) for level in IN_PROCESS_LEVELS for name in in_process]
         turns += [(service.name, level) for level in LEVELS for service in asked]
@@ -172,7 +186,10 @@ def run(model: Model, *, quick: bool, note: Note, peers: Sequence[Service] = ())
         for number in range(size.rounds):
             take_turns(started, outcomes, number, size, note)
         open_lines = measure_open(started, model, outcomes, size, note)
-    return Found(size, sum_up(outcomes, asked), open_lines)
+    taken_part = (
+        judged.judge(looked, failed, speeds_of(outcomes), PEERS_LOOP) if environments else []
+    )
+    return Found(size, sum_up(outcomes, asked), open_lines, taken_part)
 
 
 def take_turns(
@@ -255,8 +272,8 @@ def sum_up_open(name: str, rounds: list[open_loop.Outcome]) -> OpenLine:
 def sum_up(outcomes: Outcomes, asked: list[Service]) -> list[Line]:
     """Return what came of every contender at every level."""
     speeds = {
-        turn: [each.calls_per_second * turn[1].rows for each in rounds]
-        for turn, rounds in outcomes.items()
+        (name, level): [speed * level.rows for speed in rounds]
+        for (name, level), rounds in speeds_of(outcomes).items()
     }
     loops: dict[int, list[float]] = {}
     for (name, level), speed in speeds.items():
@@ -285,6 +302,11 @@ def sum_up(outcomes: Outcomes, asked: list[Service]) -> list[Line]:
         )
         lines.append(line)
     return lines
+
+
+def speeds_of(outcomes: Outcomes) -> dict[tuple[str, Level], list[float]]:
+    """Return calls per second, round by round."""
+    return {turn: [each.calls_per_second for each in rounds] for turn, rounds in outcomes.items()}
 
 
 def _median(values: list[float]) -> float:
@@ -346,6 +368,8 @@ def show(paper: Paper, found: Found) -> None:
             )
         paper.print(table)
     _show_open(paper, found)
+    if found.peers:
+        judged.show(paper, found.peers)
 
 
 def _compared(found: Found, level: Level) -> list[Line]:

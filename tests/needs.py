@@ -23,6 +23,7 @@ estimators = pytest.mark.skipif(
     not HAS_ESTIMATORS, reason="needs TensorFlow 2.12 to 2.15, the last that have Estimators"
 )
 tensorflow = pytest.mark.skipif(TENSORFLOW is None, reason="needs TensorFlow")
+matplotlib = pytest.mark.skipif(version_of("matplotlib") is None, reason="needs matplotlib")
 no_estimators = pytest.mark.skipif(
     TENSORFLOW is None or HAS_ESTIMATORS, reason="needs TensorFlow 2.16 or newer"
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +13,7 @@ import anyio.lowlevel
 import numpy as np
 import pytest
 
-from benchmarks import latency, load, rows, soak, throughput
+from benchmarks import carriers, latency, load, rows, soak, steps, throughput, trivial
 from benchmarks.contenders import LOOPS, Loop, Way, on_loop
 from benchmarks.figures import Goal
 from benchmarks.harness import Contender, ContenderFailed
@@ -25,8 +26,14 @@ pytestmark = pytest.mark.timeout(300)  # most runs import TensorFlow half a doze
 
 
 def run(benchmark: str, *options: str, model: str | None = "small") -> dict[str, Any]:
+    found = printed("benchmarks", benchmark, "--quick", "--json", *options)
+    check_heading(found, benchmark, model)
+    return found
+
+
+def printed(module: str, *arguments: str) -> dict[str, Any]:
     ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks", benchmark, "--quick", "--json", *options],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -35,11 +42,14 @@ def run(benchmark: str, *options: str, model: str | None = "small") -> dict[str,
     )
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+def check_heading(found: dict[str, Any], benchmark: str, model: str | None) -> None:
     assert (found["benchmark"], found["model"], found["quick"]) == (benchmark, model, True)
     machine = found["machine"]
     assert machine["cores"] >= 1
     assert {"predictpool", "numpy"} <= set(machine["packages"])
-    return found
 
 
 def is_spread(figure: dict[str, float]) -> bool:
@@ -125,6 +135,11 @@ def test_the_budget_divides_a_request_into_three_spans() -> None:
         ("predict_one", 1),
     ]
     assert all(is_spread(line[kind]) for line in found["encoding"] for kind in ("number", "text"))
+    (line,) = found["steps"]["lines"]
+    assert list(line["steps"]) == list(steps.STEPS)
+    # None is passed before the one that it follows: then its function is no longer the pool's.
+    assert all(map(is_spread, line["steps"].values()))
+    assert is_spread(line["without_clocks"])
 
 
 @needs.estimators
@@ -139,11 +154,20 @@ def test_startup_compares_forked_workers_with_fresh_interpreters() -> None:
     )
     assert is_spread(found["second_to_afresh"])
     assert is_spread(found["second_to_bare"])
-    for pools in found["memory"].values():
-        (pool,) = pools
-        assert pool["workers"] == 2
-        assert 0 < pool["worker_private"] < pool["worker"] < pool["total"]
-    assert [goal["limit"] for goal in found["goals"]] == [0.4, 0.4, 0.5]
+    assert is_spread(found["again_to_bare"])
+    assert [goal["limit"] for goal in found["goals"]] == [0.4, 0.4, 0.4]
+
+
+@needs.estimators
+def test_memory_compares_forked_workers_with_fresh_interpreters() -> None:
+    found = run("memory")
+    assert set(found["pools"]) == {"forked", "afresh"}
+    for pools in found["pools"].values():
+        assert [pool["workers"] for pool in pools] == [1, 2]
+        for pool in pools:
+            assert 0 < pool["worker_private"] < pool["worker"] < pool["total_without_template"]
+            assert pool["total"] == pool["total_without_template"] + pool["template"]
+    assert [(goal["limit"], goal["aim"]) for goal in found["goals"]] == [(0.5, 0.35), (0.75, 0.6)]
 
 
 @needs.estimators
@@ -155,6 +179,78 @@ def test_saved_models_are_measured_in_a_session_and_as_a_function() -> None:
     for line in found["lines"]:
         assert is_spread(line["p50_seconds"])
         assert line["load_seconds"] > 0
+
+
+def test_an_echo_is_compared_with_the_raw_socket() -> None:
+    found = run("echo", model=None)
+    raw = [name for name in names_of(found) if name.startswith("raw socket")]
+    assert raw[:2] == ["raw socket", "raw socket, caller on the worker's core"]
+    assert names_of(found) == raw + [f"pool, {loop}" for loop in LOOPS]
+    floors = {line["bytes"]: line for line in found["lines"] if line["name"] == "raw socket"}
+    assert list(floors) == [64, 4096, 65536, 1048576]
+    for line in found["lines"]:
+        assert is_spread(line["p50_seconds"])
+        assert is_ratio(line["to_floor"], line["p50_seconds"], floors[line["bytes"]]["p50_seconds"])
+    goals = [(goal["limit"], goal["aim"]) for goal in found["goals"]]
+    assert goals == [(4, 3), (3, 2.5), (5, 4)]
+
+
+def test_large_arrays_are_compared_with_the_raw_socket_and_watched_from_the_event_loop() -> None:
+    found = run("large", model=None)
+    ways = names_of(found)
+    assert ways[:3] == [
+        "raw socket, default buffer",
+        "raw socket, 4 MB buffer",
+        "pool, asyncio, 2 workers",
+    ]
+    assert {"ProcessPoolExecutor", "anyio.to_process"} < set(ways)
+    sizes = Counter((line["direction"], line["bytes"] >> 20) for line in found["lines"])
+    assert sizes == {way: len(ways) for way in (("in", 1), ("in", 16), ("out", 16))}
+    for line in found["lines"]:
+        assert is_spread(line["p50_seconds"])
+        same = [each for each in found["lines"] if each["name"].startswith("raw socket")]
+        floor = min(
+            (each["p50_seconds"] for each in same if is_as_large(each, line)),
+            key=operator.itemgetter("median"),
+        )
+        assert is_ratio(line["to_floor"], line["p50_seconds"], floor)
+    assert [lag["name"] for lag in found["lags"]] == ways[2:]
+    assert all(0 < lag["p99_seconds"] <= lag["worst_seconds"]["high"] for lag in found["lags"])
+    assert (found["goals"][0]["limit"], found["goals"][0]["aim"]) == (1.1, 0.7)
+
+
+@needs.matplotlib
+def test_several_run_one_after_the_other_and_what_can_be_drawn_is(tmp_path: Path) -> None:
+    picture = tmp_path / "found.svg"
+    found = printed("benchmarks", "echo", "overload", "--quick", "--json", "--plot", str(picture))
+    assert list(found["benchmarks"]) == ["echo", "overload"]
+    for name, each in found["benchmarks"].items():
+        check_heading(each, name, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["found-echo.svg"]
+
+
+def is_ratio(ratio: dict[str, float], figure: dict[str, float], to: dict[str, float]) -> bool:
+    """Whether it can be a ratio of these two, round by round."""
+    lowest, highest = figure["low"] / to["high"], figure["high"] / to["low"]
+    return is_spread(ratio) and lowest <= ratio["low"] and ratio["high"] <= highest
+
+
+def is_as_large(line: dict[str, Any], as_line: dict[str, Any]) -> bool:
+    return all(line[name] == as_line[name] for name in ("direction", "bytes"))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4)])
+def test_a_large_array_that_comes_back_otherwise_ends_the_run(shape: tuple[int, int]) -> None:
+    message = np.full(shape, 3, np.float32)
+    answer = trivial.ends(message)
+    carriers.check(message, answer)
+    for wrong in (answer + 1, np.concatenate([answer, answer]), answer[..., np.newaxis]):
+        with pytest.raises(RuntimeError, match="expected"):
+            carriers.check(message, wrong)
+
+
+def names_of(found: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(line["name"] for line in found["lines"]))
 
 
 @pytest.mark.faults
