@@ -2,6 +2,9 @@
 
 It is the first process of a session of its own. It ends its peer's processes when it ends, and it
 ends when the connection is closed, which happens also when the harness is killed.
+
+Between two orders the peer's processes are stopped (SIGSTOP): some of them poll, and would take a
+core from whoever has his turn.
 """
 
 import contextlib
@@ -49,11 +52,28 @@ class PeerContender(Contender):
         theirs.close()
         self._connection.send((serve, arguments))
 
+    def order(self, *order: Any) -> Any:
+        """Send an order to the peer, which is stopped before and afterwards."""
+        self._each(psutil.Process.resume)
+        try:
+            return super().order(*order)
+        finally:
+            self._each(psutil.Process.suspend)
+
+    def _each(self, do: Callable[[psutil.Process], None]) -> None:
+        for process in self._descendants():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                do(process)
+
+    def _descendants(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._peer.pid).children(recursive=True)
+        return []
+
     def end(self) -> None:
         """Have it end, and see to it that nothing of it is left."""
-        descendants = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            descendants = psutil.Process(self._peer.pid).children(recursive=True)
+        descendants = self._descendants()
+        self._each(psutil.Process.resume)
         self._connection.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._peer.wait(_END_SECONDS)
@@ -68,6 +88,7 @@ def end_all(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
+            process.resume()
     _, left = psutil.wait_procs(processes, timeout=_TERMINATE_SECONDS)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):

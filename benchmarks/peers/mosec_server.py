@@ -51,7 +51,18 @@ def opened(model: Model, batching: bool) -> AbstractAsyncContextManager[Ask]:
     """Serve, and ask over HTTP."""
     port = served.free_port()
     service = served.Service(
-        ["-m", __name__, "--address", "127.0.0.1", "--port", str(port), "--log-level", "warning"],
+        [
+            "-m",
+            __name__,
+            "--address",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+            "--timeout",
+            "30000",
+        ],
         "/inference",
         port,
         held.told(model, batching),

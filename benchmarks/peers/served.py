@@ -94,7 +94,9 @@ async def opened(service: Service, example: Arrays) -> AsyncIterator[Ask]:
     Raises:
         ServerFailed: it did not start, or a request was answered by an error.
     """
-    connector = aiohttp.TCPConnector(limit=0, force_close=False)
+    # A server closes what nobody has used for 5 s or more; one that was stopped meanwhile does so
+    # when it goes on. So older connections are not used again.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
     with started(service) as server:
         async with aiohttp.ClientSession(
             connector=connector,
