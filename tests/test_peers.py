@@ -126,33 +126,33 @@ def test_a_peer_far_below_what_it_reached_elsewhere_voids_the_run() -> None:
     assert [goal.reached for goal in judge(0.71 * known * 1000, loop=1100)] == [False]
 
 
-class Failing:
-    """Stands for a contender that does not start."""
+class Starting:
+    """Stands for a peer, and for its contender, which starts at the third try or never."""
 
-    ended = False
+    def __init__(self, name: str, failures: int) -> None:
+        self.name, self.failures, self.ended = name, failures, 0
+
+    def start(self, _: Any) -> "Starting":
+        return self
 
     def result(self) -> None:
-        raise ContenderFailed("no port was free")
+        self.failures -= 1
+        if self.failures >= 0:
+            raise ContenderFailed("no port was free")
 
     def end(self) -> None:
-        self.ended = True
+        self.ended += 1
 
 
 def test_a_peer_that_does_not_start_is_ended_and_reported() -> None:
-    contender: Any = Failing()
-
-    class Service:
-        name = "LitServe"
-
-        def start(self, _: Any) -> Any:
-            return contender
-
+    never, late = Starting("LitServe", peers.TRIES), Starting("BentoML", peers.TRIES - 1)
     started: dict[str, Any] = {"pool": object()}
-    services: Any = [Service()]
-    failed = peers.start(services, None, lambda _: None, started)  # type: ignore[arg-type]
+    services: Any = [never, late]
+    model: Any = None
+    failed = peers.start(services, model, lambda _: None, started)
     assert failed == {"LitServe": "no port was free"}
-    assert list(started) == ["pool"]
-    assert contender.ended
+    assert list(started) == ["pool", "BentoML"]
+    assert (never.ended, late.ended) == (peers.TRIES, peers.TRIES - 1)
     looked = {name: environments.Environment(name, Path("p"), "1") for name in environments.PEERS}
     reasons = {one.name: one.reason for one in judged.judge(looked, failed, {}, "loop")}
     assert reasons["LitServe"] == "no port was free"

@@ -23,6 +23,9 @@ from benchmarks.services import Service
 
 Note = Callable[[str], None]
 
+# PyTriton gives its two halves a second to find each other, which is not always enough.
+TRIES = 3
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -114,12 +117,16 @@ def start(
     failed = {}
     for service in listed:
         note(f"starting: {service.name}")
-        started[service.name] = service.start(model)
-        try:
-            started[service.name].result()
-        except ContenderFailed as failure:
-            started.pop(service.name).end()
-            failed[service.name] = str(failure)
+        for _ in range(TRIES):
+            started[service.name] = service.start(model)
+            try:
+                started[service.name].result()
+            except ContenderFailed as failure:
+                started.pop(service.name).end()
+                failed[service.name] = str(failure)
+            else:
+                failed.pop(service.name, None)
+                break
     return failed
 
 

@@ -97,7 +97,7 @@ def show(paper: Paper, judged: Sequence[Judged]) -> None:
             one.name,
             one.version,
             *(_ratio(one, callers) for callers in JUDGED_CALLERS),
-            one.reason.strip().rpartition("\n")[2],
+            _gist(one.reason),
         )
     paper.print(table)
     for goal in soundness(judged):
@@ -108,3 +108,9 @@ def show(paper: Paper, judged: Sequence[Judged]) -> None:
 def _ratio(one: Judged, callers: int) -> str:
     known = f" ({one.known[callers]:.2f})" if callers in one.known else ""
     return f"{one.to_loop[callers].text()}{known}" if callers in one.to_loop else known.strip()
+
+
+def _gist(reason: str) -> str:
+    """Return the line of a traceback that says what happened."""
+    lines = reason.strip().splitlines()
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
