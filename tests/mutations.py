@@ -190,6 +190,13 @@ MUTATIONS = [
     ),
     # --- overload
     Mutation(
+        "workers do not interrupt the event loop",
+        "_template.py",
+        "    _give_way()\n    for name",
+        "    for name",
+        "test_workers::test_workers_do_not_interrupt_the_event_loop",
+    ),
+    Mutation(
         "what comes in one turn of the loop shares a batch",
         "_dispatcher.py",
         "if scheduler.lonely:",

@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 import numpy as np
+import pytest
 
-from predictpool import Device, FunctionPredictor, PredictorPool, Signature
+from predictpool import Device, FunctionPredictor, LocalLauncher, PredictorPool, Signature
 from tests.pools import POOL_TEST, calling, doubling, pids_of, until
 from tests.stage import Stage
 
@@ -81,6 +82,13 @@ async def test_workers_tells_of_each_ready_worker_in_the_order_of_the_slots() ->
         (answering,) = [worker for worker in pool.workers() if worker.pid == pid]
         assert answering.device == Device(cores=tuple(cores))
     assert pool.workers() == ()
+
+
+@pytest.mark.parametrize("fork", [True, False])
+async def test_workers_do_not_interrupt_the_event_loop(fork: bool) -> None:
+    predictor = calling(lambda _: os.sched_getscheduler(0))
+    async with PredictorPool(predictor, workers=1, launcher=LocalLauncher(fork=fork)) as pool:
+        assert await pool.predict([1.0]) == os.SCHED_BATCH  # they may share a core with it
 
 
 async def test_a_worker_is_told_of_only_while_it_is_ready(stage: Stage) -> None:

@@ -291,7 +291,10 @@ class Dispatcher:
             self._handles[slot].kill(why)
         for batch in todo.send:
             self._send(batch)
-        self._set_timer()
+        # The timer may come too early, never too late: most of what it was set for is over
+        # by then, and whoever looks for the next deadline passes by all that are over.
+        if self._scheduler.holds or any(batch.deadline < self._timer_at for batch in todo.send):
+            self._set_timer()
         self._note_quiet()
 
     def _send(self, batch: Batch) -> None:
@@ -331,6 +334,7 @@ class Dispatcher:
     def _on_timer(self) -> None:
         self._timer, self._timer_at = None, math.inf
         self._carry_out(self._scheduler.expire(self._clock()))
+        self._set_timer()
 
     def stop_timer(self) -> None:
         """Leave nothing behind in the event loop."""

@@ -75,13 +75,14 @@ class Batch:
     """Requests that run in one call of the model.
 
     ``id`` is never used twice in a pool's life, so that a late answer of a replaced
-    worker can never be taken for another request's.
+    worker can never be taken for another request's. ``deadline`` is when its worker hangs.
     """
 
     id: int
     slot: int
     requests: list[Request]
     started_at: float
+    deadline: float = math.inf
     killed: bool = False
 
     @property
@@ -196,6 +197,11 @@ class Scheduler:
         return bool(self._idle) and self.waiting > 0
 
     @property
+    def holds(self) -> bool:
+        """Whether a batch may be held."""
+        return self._batch_timeout > 0
+
+    @property
     def lonely(self) -> bool:
         """Whether there is one waiting request and nothing else."""
         return self.waiting == 1 and not self._running
@@ -212,7 +218,7 @@ class Scheduler:
         soonest = heap[0][0] if heap else math.inf
         for batch in self._running.values():
             if not batch.killed:
-                soonest = min(soonest, batch.started_at + self._hang_timeout)
+                soonest = min(soonest, batch.deadline)
         if self._batch_timeout and self._idle:
             soonest = min(soonest, *(line.until for line in self._lines.values()), math.inf)
         return soonest
@@ -273,7 +279,7 @@ class Scheduler:
         """Fail what has run out of time, give out what was held, have hung workers killed."""
         todo = self._dispatch(now, Todo())
         for slot, batch in self._running.items():
-            if not batch.killed and now >= batch.started_at + self._hang_timeout:
+            if not batch.killed and now >= batch.deadline:
                 batch.killed = True
                 self._retired.discard(slot)
                 todo.kill.append((slot, f"ran longer than hang_timeout={self._hang_timeout:g} s"))
@@ -466,7 +472,8 @@ class Scheduler:
                 break
             if not requests:
                 continue
-            batch = Batch(next(self._ids), self._idle.pop(), requests, now)
+            deadline = now + self._hang_timeout
+            batch = Batch(next(self._ids), self._idle.pop(), requests, now, deadline)
             for request in requests:
                 request.state = State.RUNNING
                 request.started_at = now

@@ -22,6 +22,7 @@ Control messages are JSON, one to a packet, with file descriptors beside them::
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import fcntl
 import gc
@@ -219,6 +220,7 @@ def _serve_worker(
 ) -> None:
     # Pinned before anything else: threads that exist already would stay where they are.
     os.sched_setaffinity(0, order["cores"])
+    _give_way()
     for name, value in order["env"].items():
         os.environ.setdefault(name, value)
     import faulthandler
@@ -230,6 +232,17 @@ def _serve_worker(
     from predictpool import _worker
 
     _worker.main(connection, buffer)
+
+
+def _give_way() -> None:
+    """Have the scheduler not interrupt others when there is work for this process.
+
+    The application may be on this core when it sends a batch: interrupted, its event loop
+    would stand still for as long as the model runs.
+    """
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with contextlib.suppress(PermissionError):  # some sandboxes; nothing depends on it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _end(status: int) -> NoReturn:
