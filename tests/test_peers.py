@@ -126,6 +126,15 @@ def test_a_peer_far_below_what_it_reached_elsewhere_voids_the_run() -> None:
     assert [goal.reached for goal in judge(0.71 * known * 1000, loop=1100)] == [False]
 
 
+def test_a_machine_too_busy_for_a_plain_process_pool_voids_the_run_as_well() -> None:
+    speeds = {(judged.CONTROL, Level(callers, 1)): [800.0] for callers in (64, 256)}
+    control, *_ = judged.judge({}, {}, {**speeds, ("loop", Level(1, 1)): [1000.0]}, "loop", [])
+    (goal,) = judged.soundness([control])
+    assert goal.name.startswith("ProcessPoolExecutor")
+    assert goal.figure == pytest.approx(0.8 / (1609 / 1246))
+    assert not goal.reached
+
+
 class Starting:
     """Stands for a peer, and for its contender, which starts at the third try or never."""
 
