@@ -8,6 +8,7 @@ ones go through Ray's shared memory. `opened` is for the throughput of the model
 import importlib
 import itertools
 import os
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -47,18 +48,20 @@ class Ends:
 @contextmanager
 def _ray(variables: dict[str, str]) -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it would leave a token at home
-    ray.init(
-        num_cpus=ACTORS,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="warning",
-        object_store_memory=_OBJECT_STORE,
-        runtime_env={"env_vars": variables},
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as directory:
+        ray.init(
+            num_cpus=ACTORS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+            object_store_memory=_OBJECT_STORE,
+            runtime_env={"env_vars": variables},
+            _temp_dir=directory,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @asynccontextmanager
