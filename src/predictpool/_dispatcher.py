@@ -303,24 +303,31 @@ class Dispatcher:
         handle.send(batch.id, calls[0].schema, [call.parts for call in calls], batch.rows)
 
     def _hand_out(self, batch: Batch, frame: Frame) -> None:
-        outputs: _Outputs | Failure
         try:
             outputs = _Outputs(frame)
         except Exception as error:  # noqa: BLE001 - unpickling objects can raise anything
-            outputs = _undecodable(error)
+            self._blame(batch, _undecodable(error))
+            return
         share = len(batch.requests) > 1
+        singles = share and all(request.rows == 1 for request in batch.requests)
+        rows = outputs.by_row() if singles else None
         start = 0
         for request in batch.requests:
             stop = start + request.rows
-            if isinstance(outputs, Failure):
-                if self._scheduler.blame(request):
-                    _wake(request, Failed(rebuild(outputs, f"slot {batch.slot}")))
-            elif self._scheduler.answer(request):
+            if self._scheduler.answer(request):
                 call: Call = request.payload
                 if call.inferred is not None and not isinstance(self.signature, Signature):
                     self.signature = call.inferred
-                _wake(request, outputs.part(start, stop, share, call.one))
+                if rows is None or call.one:
+                    _wake(request, outputs.part(start, stop, share, call.one))
+                else:
+                    _wake(request, rows[start])
             start = stop
+
+    def _blame(self, batch: Batch, failure: Failure) -> None:
+        for request in batch.requests:
+            if self._scheduler.blame(request):
+                _wake(request, Failed(rebuild(failure, f"slot {batch.slot}")))
 
     def _set_timer(self) -> None:
         """Have one timer for all deadlines, set to the earliest."""
@@ -395,6 +402,15 @@ class _Outputs:
         )
         # A view of one row would keep the whole batch in memory as long as it lives.
         self._copy = len(frame.payload) > SNAPSHOT_BYTES
+
+    def by_row(self) -> list[dict[str, Any]] | None:
+        """Return each row as `part` would, in half the time; None where it takes `part`."""
+        if self._schema is None or not (self._schema.mapping and self._schema.divisible):
+            return None
+        if self._copy:
+            return None
+        columns = [list(values[:, None]) for values in self._whole.values()]
+        return [dict(zip(self._whole, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def part(self, start: int, stop: int, share: bool, one: bool) -> Any:
         """Return a request's rows, or a `Failed`.

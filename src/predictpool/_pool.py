@@ -332,8 +332,8 @@ class PredictorPool(Generic[OutputsT]):
                 an exception of a known type is raised as it is.
             PoolClosed: the pool is not open, or was closed meanwhile.
         """
-        request, call = self._submit(features, False, timeout)
-        return cast(OutputsT, await self._outcome(request, call))
+        outputs: OutputsT = await self._outcome(*self._submit(features, False, timeout))
+        return outputs
 
     async def predict_one(
         self, example: Any, *, timeout: float | _PoolsOwn | None = _POOLS_OWN
@@ -342,8 +342,8 @@ class PredictorPool(Generic[OutputsT]):
 
         Args, errors: as `predict`.
         """
-        request, call = self._submit(example, True, timeout)
-        return cast(OutputsT, await self._outcome(request, call))
+        outputs: OutputsT = await self._outcome(*self._submit(example, True, timeout))
+        return outputs
 
     async def map(
         self,
