@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ from predictpool._wire import MAX_REQUEST, Frame, Kind
 from predictpool._worker import Failure, Ready
 
 logger = logging.getLogger("predictpool")
+
+# How many callers are woken in one turn of the event loop.
+_AT_ONCE = 32
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +78,8 @@ class Dispatcher:
         self._timer_at = math.inf
         self._quiet: anyio.Event | None = None
         self._in_hand: Batch | None = None
+        self._answers: deque[tuple[Waiter, Any]] = deque()
+        self._waking = False
         self._turn_ends = False
         self._retiring: dict[int, anyio.Event] = {}
 
@@ -111,7 +117,7 @@ class Dispatcher:
         limit = math.inf if timeout is None else timeout
         request = Request(call.schema, call.rows, now, now + limit, limit, call)
         scheduler.add(request)
-        if scheduler.due and not self._turn_ends:
+        if scheduler.due and not self._turn_ends and not self._answers:
             if scheduler.lonely:
                 self._carry_out(scheduler.dispatch(now))
             else:
@@ -139,7 +145,8 @@ class Dispatcher:
 
     def _on_turn_end(self) -> None:
         self._turn_ends = False
-        self._carry_out(self._scheduler.dispatch(self._clock()))
+        if not self._answers:  # `_wake_some` comes back to it
+            self._carry_out(self._scheduler.dispatch(self._clock()))
 
     def cancel(self, request: Request) -> None:
         """Forget a request whose caller has gone."""
@@ -156,6 +163,8 @@ class Dispatcher:
     def fail_all(self, error: ErrorFactory) -> None:
         """End every request with an error, and refuse all further ones with it."""
         self._broken = error
+        while self._answers:
+            self._wake_next()
         # A batch whose answer could not be handed out is in no worker and in no queue.
         for request in self._in_hand.requests if self._in_hand is not None else ():
             if self._scheduler.blame(request):
@@ -231,9 +240,8 @@ class Dispatcher:
         if batch is not None:
             self._hand_out(batch, frame)
             self._in_hand = None
-            if len(batch.requests) > 1 and not self._turn_ends:
-                self._dispatch_later()
-            self._note_quiet()
+            if not self._waking:
+                self._wake_some()
 
     def failed(self, slot: int, batch_id: int, failure: Failure) -> None:
         """Take note that the model raised."""
@@ -319,15 +327,38 @@ class Dispatcher:
                 if call.inferred is not None and not isinstance(self.signature, Signature):
                     self.signature = call.inferred
                 if rows is None or call.one:
-                    _wake(request, outputs.part(start, stop, share, call.one))
+                    outcome = outputs.part(start, stop, share, call.one)
                 else:
-                    _wake(request, rows[start])
+                    outcome = rows[start]
+                self._answers.append((call.waiter, outcome))
+                request.payload = None
             start = stop
 
     def _blame(self, batch: Batch, failure: Failure) -> None:
         for request in batch.requests:
             if self._scheduler.blame(request):
                 _wake(request, Failed(rebuild(failure, f"slot {batch.slot}")))
+
+    def _wake_some(self) -> None:
+        """Wake callers of answered requests, a few in each turn of the loop.
+
+        Each of them has something to do then, and asks again. All at once they would keep
+        the loop from the answers of other workers, which would be idle meanwhile.
+        """
+        alone = len(self._answers) < 2 and not self._waking
+        for _ in range(min(len(self._answers), _AT_ONCE)):
+            self._wake_next()
+        self._waking = bool(self._answers)
+        if self._waking:
+            self._backend.call_soon(self._wake_some)
+        elif not alone and not self._turn_ends:
+            self._dispatch_later()
+        self._note_quiet()
+
+    def _wake_next(self) -> None:
+        waiter, outcome = self._answers.popleft()
+        if not waiter.done():
+            waiter.set_result(outcome)
 
     def _set_timer(self) -> None:
         """Have one timer for all deadlines, set to the earliest."""
@@ -350,7 +381,7 @@ class Dispatcher:
         self._timer, self._timer_at = None, -math.inf
 
     def _note_quiet(self) -> None:
-        if self._quiet is not None and self._scheduler.quiet:
+        if self._quiet is not None and self._scheduler.quiet and not self._answers:
             self._quiet.set()
         for slot, event in self._retiring.items():
             if self._scheduler.batch_of(slot) is None:
