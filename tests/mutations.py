@@ -206,8 +206,8 @@ MUTATIONS = [
     Mutation(
         "… callers that come back together, too",
         "_dispatcher.py",
-        "if len(batch.requests) > 1 and not self._turn_ends:",
-        "if False:",
+        "self._waking = self._waking or count > 1",
+        "self._waking = False",
         "test_requests::test_callers_that_are_answered_together_share_the_next_batch",
     ),
     Mutation(
@@ -216,6 +216,20 @@ MUTATIONS = [
         "workers = max(1, len(self._idle) - (len(self._lines) - 1))",
         "workers = 1",
         "test_requests::test_requests_of_one_turn_are_shared_by_the_workers_that_are_idle",
+    ),
+    Mutation(
+        "callers are woken a few in each turn of the loop",
+        "_dispatcher.py",
+        "count = min(len(self._answers), _AT_ONCE)",
+        "count = len(self._answers)",
+        "test_requests::test_the_callers_of_a_large_batch_are_not_woken_all_in_one_turn",
+    ),
+    Mutation(
+        "… and all of them",
+        "_dispatcher.py",
+        "if self._answers:\n            self._wake_some()\n            return",
+        "",
+        "test_requests::test_the_callers_of_a_large_batch_are_not_woken_all_in_one_turn",
     ),
     Mutation(
         "a batch is held for `batch_timeout`",

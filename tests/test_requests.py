@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import pickle
 import sys
@@ -66,7 +67,10 @@ async def test_requests_that_wait_share_a_batch_of_up_to_max_batch_size_rows(sta
         assert pool.statistics().batches == 4
 
 
-async def test_callers_that_are_answered_together_share_the_next_batch(stage: Stage) -> None:
+@pytest.mark.parametrize("callers", [4, 33, 64])
+async def test_callers_that_are_answered_together_share_the_next_batch(
+    stage: Stage, callers: int
+) -> None:
     async def ask_twice() -> None:
         for _ in range(2):
             await pool.predict([0.0])
@@ -74,13 +78,37 @@ async def test_callers_that_are_answered_together_share_the_next_batch(stage: St
     async with PredictorPool(held(stage), workers=1) as pool, anyio.create_task_group() as group:
         group.start_soon(pool.predict, [0.0])
         assert await stage.hears() == 1
-        for _ in range(4):
+        for _ in range(callers):
             group.start_soon(ask_twice)
-        await until_waiting(pool, 4)
-        for expected in (4, 4):
+        await until_waiting(pool, callers)
+        for _ in range(2):
             stage.let_go()
-            assert await stage.hears() == expected
+            assert await stage.hears() == callers
         stage.let_go()
+
+
+async def test_the_callers_of_a_large_batch_are_not_woken_all_in_one_turn(stage: Stage) -> None:
+    turns, woken_in = itertools.count(), set[int]()
+    turn = next(turns)
+
+    async def ask() -> None:
+        await pool.predict([0.0])
+        woken_in.add(turn)
+
+    async with PredictorPool(held(stage), workers=1, max_batch_size=100) as pool:
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.predict, [0.0])
+            assert await stage.hears() == 1
+            for _ in range(100):
+                group.start_soon(ask)
+            await until_waiting(pool, 100)
+            stage.let_go(2)
+            while pool.statistics().answered < 101:
+                await anyio.lowlevel.checkpoint()
+            while turn < 30:
+                await anyio.lowlevel.checkpoint()
+                turn = next(turns)
+        assert len(woken_in) > 2
 
 
 async def test_requests_of_one_turn_are_shared_by_the_workers_that_are_idle(stage: Stage) -> None:

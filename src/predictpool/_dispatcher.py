@@ -117,7 +117,7 @@ class Dispatcher:
         limit = math.inf if timeout is None else timeout
         request = Request(call.schema, call.rows, now, now + limit, limit, call)
         scheduler.add(request)
-        if scheduler.due and not self._turn_ends and not self._answers:
+        if scheduler.due and not self._turn_ends and not self._waking:
             if scheduler.lonely:
                 self._carry_out(scheduler.dispatch(now))
             else:
@@ -135,17 +135,13 @@ class Dispatcher:
             raise _too_many(scheduler)
 
     def _dispatch_later(self) -> None:
-        """Let the requests of one turn of the event loop share a batch.
-
-        Callers that are answered together mostly come back together: without this the first
-        of them would be sent alone, and the others wait for it.
-        """
+        """Let the requests of one turn of the event loop share a batch."""
         self._turn_ends = True
         self._backend.call_soon(self._on_turn_end)
 
     def _on_turn_end(self) -> None:
         self._turn_ends = False
-        if not self._answers:  # `_wake_some` comes back to it
+        if not self._waking:  # `_on_woken` does it
             self._carry_out(self._scheduler.dispatch(self._clock()))
 
     def cancel(self, request: Request) -> None:
@@ -340,20 +336,26 @@ class Dispatcher:
                 _wake(request, Failed(rebuild(failure, f"slot {batch.slot}")))
 
     def _wake_some(self) -> None:
-        """Wake callers of answered requests, a few in each turn of the loop.
+        """Wake callers of answered requests, not too many in one turn of the loop.
 
-        Each of them has something to do then, and asks again. All at once they would keep
-        the loop from the answers of other workers, which would be idle meanwhile.
+        Each has something to do then, and asks again. All at once they would keep the loop
+        from the answers of other workers, and those from their next batches.
         """
-        alone = len(self._answers) < 2 and not self._waking
-        for _ in range(min(len(self._answers), _AT_ONCE)):
+        count = min(len(self._answers), _AT_ONCE)
+        for _ in range(count):
             self._wake_next()
-        self._waking = bool(self._answers)
+        self._waking = self._waking or count > 1
         if self._waking:
-            self._backend.call_soon(self._wake_some)
-        elif not alone and not self._turn_ends:
-            self._dispatch_later()
+            self._backend.call_soon(self._on_woken)
         self._note_quiet()
+
+    def _on_woken(self) -> None:
+        if self._answers:
+            self._wake_some()
+            return
+        # Callers that are answered together mostly come back together.
+        self._waking = False
+        self._carry_out(self._scheduler.dispatch(self._clock()))
 
     def _wake_next(self) -> None:
         waiter, outcome = self._answers.popleft()
