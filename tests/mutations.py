@@ -234,7 +234,7 @@ MUTATIONS = [
     Mutation(
         "a batch is held for `batch_timeout`",
         "_scheduler.py",
-        "line.rows >= most or line.until <= now",
+        "line.rows >= most or self._until(line) <= now",
         "True",
         "test_options::test_batch_timeout_holds_a_batch_until_it_is_full",
     ),
@@ -246,6 +246,13 @@ MUTATIONS = [
         "test_options::test_batch_timeout_ends_for_a_batch_that_does_not_fill",
     ),
     Mutation(
+        "… also for what is held when its worker comes free",
+        "_dispatcher.py",
+        "if todo or self._scheduler.holds:",
+        "if todo:",
+        "test_options::test_batch_timeout_ends_for_what_is_held_when_its_worker_comes_free",
+    ),
+    Mutation(
         "a closing pool holds nothing",
         "_dispatcher.py",
         "self._carry_out(self._scheduler.release(self._clock()))",
@@ -255,8 +262,8 @@ MUTATIONS = [
     Mutation(
         "the limit of `max_waiting` is exact",
         "_dispatcher.py",
-        "if scheduler.full and not scheduler.idle:",
-        "if scheduler.waiting > scheduler.max_waiting and not scheduler.idle:",
+        "return not scheduler.full or scheduler.idle",
+        "return scheduler.waiting <= scheduler.max_waiting or scheduler.idle",
         "test_requests::test_one_request_more_than_max_waiting_is_refused_at_once",
     ),
     Mutation(

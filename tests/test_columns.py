@@ -424,3 +424,14 @@ def test_a_payload_of_the_wrong_length_is_refused(values: Array, change: int) ->
     payload = payload[:change] if change < 0 else payload + bytes(change)
     with pytest.raises(WireError, match="not as long as its columns"):
         _columns.decode_payload(schema, 2, payload)
+
+
+def test_one_row_whose_columns_of_text_have_as_many_elements_as_there_are_columns() -> None:
+    arrays = {"two": np.array([["a", "b"]], object), "none": np.empty((1, 0), object)}
+    encoded = OutputEncoder().encode(arrays, 1)
+    assert encoded is not None
+    schema, parts = encoded
+    decoded = _columns.decode_payload(schema, 1, b"".join(parts))
+    assert isinstance(decoded, dict)
+    assert decoded["two"].tolist() == [["a", "b"]]
+    assert decoded["none"].shape == (1, 0)

@@ -118,6 +118,23 @@ async def test_batch_timeout_ends_for_a_batch_that_does_not_fill(stage: Stage) -
         assert pool.statistics().waiting_seconds >= 0.05
 
 
+async def test_batch_timeout_ends_for_what_is_held_when_its_worker_comes_free(
+    stage: Stage,
+) -> None:
+    async with (
+        PredictorPool(
+            held(stage), workers=1, batch_timeout=0.2, timeout=None, hang_timeout=None
+        ) as pool,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(pool.predict, [0.0])
+        assert await stage.hears() == 1
+        group.start_soon(pool.predict, [0.0])
+        await until_waiting(pool, 1)
+        stage.let_go(2)
+        assert await stage.hears() == 1
+
+
 async def test_a_closing_pool_holds_nothing_any_more(stage: Stage) -> None:
     pool = PredictorPool(held(stage), workers=1, batch_timeout=60.0, timeout=None)
     await pool.open()

@@ -67,6 +67,44 @@ async def test_requests_that_wait_share_a_batch_of_up_to_max_batch_size_rows(sta
         assert pool.statistics().batches == 4
 
 
+async def test_outputs_without_any_name_are_everybodys(stage: Stage) -> None:
+    def load() -> Callable[[Any], Any]:
+        def predict(x: Any) -> dict[str, Any]:
+            stage.hold(len(x))
+            return {}
+
+        return predict
+
+    answers = []
+
+    async def ask() -> None:
+        answers.append(await pool.predict([0.0]))
+
+    async with PredictorPool(FunctionPredictor(load, row_wise=True), workers=1) as pool:
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            assert await stage.hears() == 1
+            for _ in range(3):
+                group.start_soon(ask)
+            await until_waiting(pool, 3)
+            stage.let_go(2)
+        assert stage.heard() == [3]
+    assert answers == [{}] * 4
+
+
+async def test_map_keeps_all_workers_busy_where_nothing_may_wait(stage: Stage) -> None:
+    async def ask_for_four() -> None:
+        answers = [answer.tolist() async for answer in pool.map([[1.0]] * 4)]
+        assert answers == [[2.0]] * 4
+
+    async with PredictorPool(held(stage), workers=2, max_waiting=0) as pool:
+        await pool.wait_ready()
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask_for_four)
+            assert [await stage.hears() for _ in range(2)] == [1, 1]
+            stage.let_go(4)
+
+
 @pytest.mark.parametrize("callers", [4, 33, 64])
 async def test_callers_that_are_answered_together_share_the_next_batch(
     stage: Stage, callers: int

@@ -39,8 +39,9 @@ Parts: TypeAlias = list[Buffer]
 SNAPSHOT_BYTES = 1 << 16
 
 _OBJECT = np.dtype(object)
-_Traits: TypeAlias = tuple[type, np.dtype[Any], tuple[int, ...]]
-_TRAITS: Callable[[Any], _Traits] = attrgetter("__class__", "dtype", "shape")
+_ARRAYS = frozenset([np.ndarray])
+_Traits: TypeAlias = tuple[np.dtype[Any], tuple[int, ...]]
+_TRAITS: Callable[[Any], _Traits] = attrgetter("dtype", "shape")
 _ALIGNMENT = 8  # of a payload, and so the strictest that its columns can have
 _RAW_KINDS = frozenset("biufcSUMm")
 _VARYING = ("bytes", "str", "object")
@@ -250,16 +251,13 @@ def _layout(schema: Schema, rows: int) -> _Layout:
         tuple(raw),
         tuple(varying),
         picker([column.name for column in columns]),
-        [(np.ndarray, column.dtype, column.shape) for column in columns],
-        [
-            (np.ndarray, column.dtype, (rows,) if column.name in flat else column.shape)
-            for column in columns
-        ],
+        [(column.dtype, column.shape) for column in columns],
+        [(column.dtype, (rows,) if column.name in flat else column.shape) for column in columns],
         codes.pop() if len(codes) == 1 else "",
         ends[True],
         elements,
         all(column.size <= SNAPSHOT_BYTES for column in raw),
-        rows == 1 and ends[True] == len(varying) == elements,
+        rows == 1 and all(column.per_row and column.end - column.begin == 1 for column in varying),
         any(not column.per_row and column.shape[:1] == (rows,) for column in schema.columns),
     )
 
@@ -295,10 +293,13 @@ def encode(
         return None
     try:
         given = layout.pick(arrays)
-        traits = [*map(_TRAITS, given)]
-    except (KeyError, AttributeError):  # one is missing, or is no array
+    except KeyError:
         return None
-    if traits != layout.traits and not (flat and traits == layout.flat_traits):
+    fits = _ARRAYS.issuperset(map(type, given)) and (
+        (traits := [*map(_TRAITS, given)]) == layout.traits
+        or (flat and traits == layout.flat_traits)
+    )
+    if not fits:
         return None
     columns = given[: len(layout.raw)]
     if layout.small:

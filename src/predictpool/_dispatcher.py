@@ -23,7 +23,7 @@ from predictpool._errors import InvalidFeatures, PredictionError, TooManyRequest
 from predictpool._features._encoder import Encoder
 from predictpool._features._signature import Signature, SignatureSource, as_arrays
 from predictpool._launcher import WorkerHandle
-from predictpool._scheduler import Batch, ErrorFactory, Request, Scheduler, Todo
+from predictpool._scheduler import Batch, ErrorFactory, Request, Scheduler, State, Todo
 from predictpool._wire import MAX_REQUEST, Frame, Kind
 from predictpool._worker import Failure, Ready
 
@@ -105,9 +105,11 @@ class Dispatcher:
         """
         if self._broken is not None:
             raise self._broken()
-        scheduler, now = self._scheduler, self._clock()
-        if scheduler.full:
-            self._make_room(now)
+        scheduler = self._scheduler
+        if scheduler.full and not self.has_room():
+            scheduler.refuse()
+            raise _too_many(scheduler)
+        now = self._clock()
         try:
             call = self._encode(features, one)
             _check_size(call)
@@ -126,14 +128,6 @@ class Dispatcher:
             self._set_timer()
         return request, call
 
-    def _make_room(self, now: float) -> None:
-        """Make room for one more request in the queue, or refuse it."""
-        scheduler = self._scheduler
-        self._carry_out(scheduler.make_room(now))
-        if scheduler.full and not scheduler.idle:
-            scheduler.refuse()
-            raise _too_many(scheduler)
-
     def _dispatch_later(self) -> None:
         """Let the requests of one turn of the event loop share a batch."""
         self._turn_ends = True
@@ -144,9 +138,17 @@ class Dispatcher:
         if not self._waking:  # `_on_woken` does it
             self._carry_out(self._scheduler.dispatch(self._clock()))
 
+    def has_room(self) -> bool:
+        """Return whether one more request would not be refused."""
+        scheduler = self._scheduler
+        if scheduler.full:
+            self._carry_out(scheduler.make_room(self._clock()))
+        return not scheduler.full or scheduler.idle
+
     def cancel(self, request: Request) -> None:
         """Forget a request whose caller has gone."""
         self._scheduler.cancel(request)
+        request.payload = None  # its deadline keeps it for a while
         self._note_quiet()
 
     async def drained(self) -> None:
@@ -230,8 +232,9 @@ class Dispatcher:
         """Hand out the outputs of a batch."""
         batch, todo = self._scheduler.answered(slot, frame.id, self._clock())
         self._in_hand = batch
-        # The next batch is sent first: its worker would be idle while callers are served.
-        if todo:
+        # The next batch is sent first: its worker would be idle while callers are served. Or
+        # it is held, which sets the timer.
+        if todo or self._scheduler.holds:
             self._carry_out(todo)
         if batch is not None:
             self._hand_out(batch, frame)
@@ -318,7 +321,7 @@ class Dispatcher:
         start = 0
         for request in batch.requests:
             stop = start + request.rows
-            if self._scheduler.answer(request):
+            if request.state is State.RUNNING:  # its caller still waits
                 call: Call = request.payload
                 if call.inferred is not None and not isinstance(self.signature, Signature):
                     self.signature = call.inferred
@@ -326,6 +329,7 @@ class Dispatcher:
                     outcome = outputs.part(start, stop, share, call.one)
                 else:
                     outcome = rows[start]
+                self._scheduler.answer(request)
                 self._answers.append((call.waiter, outcome))
                 request.payload = None
             start = stop
@@ -383,7 +387,9 @@ class Dispatcher:
         self._timer, self._timer_at = None, -math.inf
 
     def _note_quiet(self) -> None:
-        if self._quiet is not None and self._scheduler.quiet and not self._answers:
+        if self._answers or self._in_hand is not None:
+            return
+        if self._quiet is not None and self._scheduler.quiet:
             self._quiet.set()
         for slot, event in self._retiring.items():
             if self._scheduler.batch_of(slot) is None:
@@ -438,7 +444,8 @@ class _Outputs:
 
     def by_row(self) -> list[dict[str, Any]] | None:
         """Return each row as `part` would, in half the time; None where it takes `part`."""
-        if self._schema is None or not (self._schema.mapping and self._schema.divisible):
+        schema = self._schema
+        if schema is None or not (schema.mapping and schema.divisible and schema.columns):
             return None
         if self._copy:
             return None

@@ -68,8 +68,9 @@ class PredictorPool(Generic[OutputsT]):
             more rows runs alone.
         batch_timeout: seconds for which a batch that is not full may be held, counted from its
             oldest request, for others to come and fill it. With 0.0 nobody waits while a worker
-            is idle: under load batches grow by themselves, from what comes while all workers
-            are busy. Requests whose own timeout is not longer are not held.
+            is idle, but for the end of the event loop's turn: under load batches grow by
+            themselves, from what comes while all workers are busy. Requests whose own timeout
+            is not longer are not held.
         timeout: seconds that a request may take, waiting and running together; each call
             can have its own.
         max_waiting: how many requests may wait; one more is refused at once with
@@ -361,13 +362,14 @@ class PredictorPool(Generic[OutputsT]):
             batches: yields features as for `predict`.
             timeout: seconds for each request.
         """
-        slots = self._open_supervisor().slots
+        slots, dispatcher = self._open_supervisor().slots, self._dispatcher
+        assert dispatcher is not None
         pending: deque[tuple[Request, Call]] = deque()
         error: Exception | None = None
         try:
             async with aclosing(_iterate(batches)) as source:
                 async for features, broken in source:
-                    while pending and (len(pending) >= 2 * len(slots) or self._scheduler.full):
+                    while pending and (len(pending) >= 2 * len(slots) or not dispatcher.has_room()):
                         yield cast(OutputsT, await self._outcome(*pending.popleft()))
                     error = broken or self._try_submit(features, timeout, pending)
                     if error is not None:

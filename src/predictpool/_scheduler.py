@@ -1,6 +1,6 @@
 """Who runs what: the queue, the slots, the batches, deadlines and retries, as pure state.
 
-Every method is one transition: it changes the state and returns a `Todo`, the I/O that
+Every method is one transition: it changes the state and returns a `Todo` where I/O
 follows from it. There is no await, no clock and no process in here, so that all of it can
 be driven by a state machine in tests.
 
@@ -119,7 +119,7 @@ class _Line:
     Attributes:
         requests: a dict for its order and for leaving from the middle.
         rows: how many rows they have together.
-        until: for how long they may be held, for a batch to fill.
+        until: when they are not held any more; None where it has to be looked up.
     """
 
     __slots__ = ("requests", "rows", "until")
@@ -127,7 +127,7 @@ class _Line:
     def __init__(self) -> None:
         self.requests: OrderedDict[Request, None] = OrderedDict()
         self.rows = 0
-        self.until = math.inf
+        self.until: float | None = math.inf
 
     @property
     def place(self) -> int:
@@ -220,7 +220,7 @@ class Scheduler:
             if not batch.killed:
                 soonest = min(soonest, batch.deadline)
         if self._batch_timeout and self._idle:
-            soonest = min(soonest, *(line.until for line in self._lines.values()), math.inf)
+            soonest = min(soonest, *map(self._until, self._lines.values()), math.inf)
         return soonest
 
     # --- requests ------------------------------------------------------------------
@@ -235,20 +235,16 @@ class Scheduler:
             line = self._lines[request.key] = _Line()
         line.requests[request] = None
         line.rows += request.rows
-        if self._batch_timeout:
+        if self._batch_timeout and line.until is not None:
             line.until = min(line.until, self._held_until(request))
         if request.deadline < math.inf:
             heapq.heappush(self._deadlines, (request.deadline, request.place, request))
             if len(self._deadlines) > self._tidy_at:
                 self._forget_old_deadlines()
 
-    def dispatch(self, now: float, *, hold: bool = True) -> Todo:
-        """Give what waits to idle workers.
-
-        Args:
-            hold: leave what is held for a batch to fill.
-        """
-        return self._dispatch(now, Todo(), hold=hold)
+    def dispatch(self, now: float) -> Todo:
+        """Give what waits to idle workers, but for what is held for a batch to fill."""
+        return self._dispatch(now, Todo())
 
     def release(self, now: float) -> Todo:
         """Hold nothing from now on: no request will come to fill a batch."""
@@ -428,8 +424,8 @@ class Scheduler:
                 line.rows -= request.rows
                 if not line.requests:
                     del self._lines[request.key]
-                elif self._batch_timeout and self._held_until(request) == line.until:
-                    line.until = min(map(self._held_until, line.requests))
+                else:
+                    line.until = None
         request.state = State.DONE
         return True
 
@@ -498,7 +494,7 @@ class Scheduler:
         lines: Collection[_Line] = self._lines.values()
         if self._batch_timeout and not alone:
             most = self._max_batch_size
-            lines = [line for line in lines if line.rows >= most or line.until <= now]
+            lines = [line for line in lines if line.rows >= most or self._until(line) <= now]
             if not lines:
                 return None
         line = min(lines, key=_place) if len(lines) > 1 else next(iter(lines))
@@ -528,9 +524,14 @@ class Scheduler:
         line.rows -= rows
         if not queue:
             del self._lines[taken[0].key]
-        elif self._batch_timeout:
-            line.until = min(map(self._held_until, queue))
+        else:
+            line.until = None
         return taken
+
+    def _until(self, line: _Line) -> float:
+        if line.until is None:
+            line.until = min(map(self._held_until, line.requests))
+        return line.until
 
     def _held_until(self, request: Request) -> float:
         # One that would run out of time meanwhile is not held at all.

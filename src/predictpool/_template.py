@@ -241,7 +241,7 @@ def _give_way() -> None:
     would stand still for as long as the model runs.
     """
     if os.sched_getscheduler(0) == os.SCHED_OTHER:
-        with contextlib.suppress(PermissionError):  # some sandboxes; nothing depends on it
+        with contextlib.suppress(OSError):  # in some sandboxes; nothing depends on it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
