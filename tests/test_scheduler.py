@@ -161,6 +161,16 @@ def test_a_worker_that_is_not_row_wise_runs_what_is_left_of_a_halved_batch_one_b
     assert nothing(serve(pool, third))
 
 
+def test_a_worker_that_is_not_row_wise_gets_requests_without_rows_one_at_a_time_too() -> None:
+    pool = scheduler()
+    waiting = [request(0), request(0), request(1)]
+    for each in waiting:
+        pool.add(each)
+    batch = only(pool.worker_ready(0, 0.0, row_wise=False))
+    assert batch.requests == waiting[:1]
+    assert only(serve(pool, batch)).requests == waiting[1:2]
+
+
 def test_requests_are_joined_again_once_a_row_wise_worker_has_the_slot() -> None:
     pool = scheduler()
     pool.worker_ready(0, 0.0, row_wise=False)

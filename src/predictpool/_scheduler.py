@@ -498,7 +498,7 @@ class Scheduler:
             if not lines:
                 return None
         line = min(lines, key=_place) if len(lines) > 1 else next(iter(lines))
-        return self._take_from(line, 0 if alone else self._share(line))
+        return self._take_from(line, None if alone else self._share(line))
 
     def _share(self, line: _Line) -> int:
         """Return how many rows of a line one of the idle workers should take."""
@@ -507,12 +507,16 @@ class Scheduler:
         workers = max(1, len(self._idle) - (len(self._lines) - 1))
         return min(self._max_batch_size, -(-line.rows // workers))
 
-    def _take_from(self, line: _Line, most: int) -> list[Request]:
-        """Take the oldest requests that have at most so many rows, and one at least."""
+    def _take_from(self, line: _Line, most: int | None) -> list[Request]:
+        """Take the oldest requests that have at most so many rows, and one at least.
+
+        Args:
+            most: None for one request.
+        """
         queue = line.requests
         request, _ = queue.popitem(last=False)
         taken, rows = [request], request.rows
-        while queue:
+        while queue and most is not None:
             request, _ = queue.popitem(last=False)
             rows += request.rows
             if rows > most:
