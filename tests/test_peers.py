@@ -153,6 +153,11 @@ class Starting:
         self.ended += 1
 
 
+def test_without_peers_there_is_nothing_to_judge() -> None:
+    speeds = {(judged.CONTROL, Level(callers, 1)): [1000.0] for callers in judged.JUDGED_CALLERS}
+    assert judged.judge({}, {}, speeds, "loop", []) == []
+
+
 def test_a_peer_that_does_not_start_is_ended_and_reported() -> None:
     never, late = Starting("LitServe", peers.TRIES), Starting("BentoML", peers.TRIES - 1)
     started: dict[str, Any] = {"pool": object()}

@@ -58,6 +58,8 @@ def judge(
     """
 
     def to_loop(name: str) -> dict[int, Spread]:
+        if (loop, Level(1, 1)) not in speeds:
+            return {}  # it takes part only where peers do
         return {
             callers: ratios(speeds[name, Level(callers, 1)], speeds[loop, Level(1, 1)])
             for callers in JUDGED_CALLERS
