@@ -141,8 +141,7 @@ class Dispatcher:
     def has_room(self) -> bool:
         """Return whether one more request would not be refused."""
         scheduler = self._scheduler
-        if scheduler.full:
-            self._carry_out(scheduler.make_room(self._clock()))
+        self._carry_out(scheduler.make_room(self._clock()))
         return not scheduler.full or scheduler.idle
 
     def cancel(self, request: Request) -> None:
@@ -362,9 +361,7 @@ class Dispatcher:
         self._carry_out(self._scheduler.dispatch(self._clock()))
 
     def _wake_next(self) -> None:
-        waiter, outcome = self._answers.popleft()
-        if not waiter.done():
-            waiter.set_result(outcome)
+        _tell(*self._answers.popleft())
 
     def _set_timer(self) -> None:
         """Have one timer for all deadlines, set to the earliest."""
@@ -396,11 +393,15 @@ class Dispatcher:
                 event.set()
 
 
-def _wake(request: Request, result: Any) -> None:
+def _wake(request: Request, failed: Failed) -> None:
     waiter: Waiter = request.payload.waiter
     request.payload = None
-    if not waiter.done():
-        waiter.set_result(result)
+    _tell(waiter, failed)
+
+
+def _tell(waiter: Waiter, outcome: Any) -> None:
+    if not waiter.done():  # its caller may have left
+        waiter.set_result(outcome)
 
 
 def _check_size(call: Call) -> None:
