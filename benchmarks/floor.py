@@ -13,13 +13,12 @@ import os
 import pickle
 import socket
 import struct
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
 
+from benchmarks import harness
 from benchmarks.models import Arrays
 
 _BUFFER = 1 << 16
@@ -120,7 +119,7 @@ class Client:
         self._pid = os.fork()
         if self._pid == 0:
             self._connection.close()
-            _work(theirs, load)
+            harness.end_with(lambda: _work(theirs, load))
         theirs.close()
         self._buffer = memoryview(bytearray(_BUFFER))
         features, outputs = pickle.loads(_receive(self._connection, self._buffer))
@@ -138,20 +137,12 @@ class Client:
         os.waitpid(self._pid, 0)
 
 
-def _work(connection: socket.socket, load: Callable[[], Loaded]) -> NoReturn:
-    status = 1
-    try:
-        predict, row, answer = load()
-        features, outputs = Layout.of(row), Layout.of(answer)
-        layouts = pickle.dumps((features, outputs))
-        connection.sendall(_LENGTH.pack(len(layouts)) + layouts)
-        _answer(connection, predict, features.decoder(), outputs.encoder())
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        os._exit(status)  # this is a fork: what its parent would clean up is not ours
+def _work(connection: socket.socket, load: Callable[[], Loaded]) -> None:
+    predict, row, answer = load()
+    features, outputs = Layout.of(row), Layout.of(answer)
+    layouts = pickle.dumps((features, outputs))
+    connection.sendall(_LENGTH.pack(len(layouts)) + layouts)
+    _answer(connection, predict, features.decoder(), outputs.encoder())
 
 
 def _answer(

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import psutil
 
@@ -137,6 +137,19 @@ def in_turn(started: Iterable[Key], number: int) -> list[Key]:
     order = list(started)
     first = number % len(order)
     return order[first:] + order[:first]
+
+
+def end_with(work: Callable[[], object]) -> NoReturn:
+    """Do some work in a fork, and end it: what its parent would clean up is not the fork's."""
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(status)
 
 
 def become_like_a_worker() -> int:

@@ -8,10 +8,11 @@ deadline, and one caller.
 
 import os
 import socket
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
+
+from benchmarks import harness
 
 LARGE_BUFFER = 1 << 22
 
@@ -46,7 +47,7 @@ def process(
     if pid == 0:
         ours.close()
         os.sched_setaffinity(0, (core,))
-        _work(theirs, answer, sent)
+        harness.end_with(lambda: _work(theirs, answer, sent))
     theirs.close()
     received = memoryview(bytearray(returned))
 
@@ -76,18 +77,10 @@ def _cores(place: Place, available: set[int], core: int) -> set[int]:
     ]
 
 
-def _work(connection: socket.socket, answer: Callable[[memoryview], Any], sent: int) -> NoReturn:
-    status = 1
-    try:
-        buffer = memoryview(bytearray(sent))
-        while _receive(connection, buffer):
-            _send(connection, answer(buffer))
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        os._exit(status)  # this is a fork: what its parent would clean up is not ours
+def _work(connection: socket.socket, answer: Callable[[memoryview], Any], sent: int) -> None:
+    buffer = memoryview(bytearray(sent))
+    while _receive(connection, buffer):
+        _send(connection, answer(buffer))
 
 
 def _send(connection: socket.socket, message: memoryview) -> None:
