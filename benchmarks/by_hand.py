@@ -80,11 +80,12 @@ _predict: Callable[[Arrays], Arrays]
 _shapes: dict[str, tuple[Any, ...]]
 
 
-def load(model: Model, method: Method, cores: Any) -> None:
+def load(model: Model, method: Method, cores: Any = None, together: Any = None) -> None:
     """Load the predictor: the executor's initializer.
 
     Args:
         cores: a queue with a core for each process; None where they are not pinned.
+        together: a barrier, at which each waits until all have loaded.
     """
     global _predict, _shapes  # noqa: PLW0603 - an executor's processes keep what they have in globals
     if cores is not None:
@@ -94,6 +95,9 @@ def load(model: Model, method: Method, cores: Any) -> None:
     assert isinstance(predictor.signature, Signature)  # derived from the feature columns
     _predict = predictor.predict
     _shapes = {name: (-1, *spec.shape) for name, spec in predictor.signature.features.items()}
+    predict(predictor.signature.example())  # the first call builds what the others use
+    if together is not None:
+        together.wait()
 
 
 def predict(features: Arrays) -> Arrays:
@@ -103,7 +107,7 @@ def predict(features: Arrays) -> Arrays:
 
 @functools.cache
 def _loaded(model: Model, method: Method) -> None:
-    load(model, method, None)
+    load(model, method)
 
 
 def load_and_predict(model: Model, method: Method, features: Arrays) -> Arrays:

@@ -12,7 +12,7 @@ import os
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -208,13 +208,17 @@ def _executor(
 ) -> Iterator[ProcessPoolExecutor]:
     os.environ.update(harness.WORKER_ENVIRONMENT)
     context = multiprocessing.get_context("spawn")
+    together = context.Barrier(workers)
     cores = None
     if pinned:
         cores = context.Queue()
         available = sorted(os.sched_getaffinity(0))
         for worker in range(workers):
             cores.put(available[worker % len(available)])
-    with ProcessPoolExecutor(workers, context, by_hand.load, (model, method, cores)) as executor:
+    how = (model, method, cores, together)
+    with ProcessPoolExecutor(workers, context, by_hand.load, how) as executor:
+        # A process is started only when one is missed, and loads for seconds.
+        wait([executor.submit(os.getpid) for _ in range(workers)])
         yield executor
 
 

@@ -206,8 +206,8 @@ MUTATIONS = [
     Mutation(
         "… callers that come back together, too",
         "_dispatcher.py",
-        "self._waking = self._waking or count > 1",
-        "self._waking = False",
+        "if count > 1 or self._scheduler.due:",
+        "if self._answers:",
         "test_requests::test_callers_that_are_answered_together_share_the_next_batch",
     ),
     Mutation(
@@ -227,9 +227,30 @@ MUTATIONS = [
     Mutation(
         "… and all of them",
         "_dispatcher.py",
-        "if self._answers:\n            self._wake_some()\n            return",
+        "        if self._answers:\n            self._wake_some()\n",
         "",
         "test_requests::test_the_callers_of_a_large_batch_are_not_woken_all_in_one_turn",
+    ),
+    Mutation(
+        "a worker waits for callers that are being woken",
+        "_dispatcher.py",
+        "if not self._turn_ends or self._scheduler.filled:",
+        "if True:",
+        "test_dispatcher::test_a_worker_waits_for_callers_that_are_being_woken",
+    ),
+    Mutation(
+        "… but not where its batch is full",
+        "_scheduler.py",
+        "return rows >= self._max_batch_size * len(self._idle)",
+        "return False and rows >= self._max_batch_size * len(self._idle)",
+        "test_dispatcher::test_a_full_batch_is_sent_while_callers_are_being_woken",
+    ),
+    Mutation(
+        "… nor for ever",
+        "_dispatcher.py",
+        "or self._turns >= _MOST_TURNS",
+        "",
+        "test_dispatcher::test_a_worker_does_not_wait_for_ever",
     ),
     Mutation(
         "a batch is held for `batch_timeout`",
@@ -285,7 +306,7 @@ MUTATIONS = [
         "the answers of a batch skip callers that have gone",
         "_dispatcher.py",
         "            start = stop\n",
-        "            start = stop if request.payload is None else start\n",
+        "                start = stop\n",
         "test_requests::test_cancelling_members_of_a_batch_leaves_the_others_alone",
     ),
     Mutation(

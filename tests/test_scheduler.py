@@ -79,8 +79,8 @@ def waiting_behind(pool: Scheduler, *requests: Request) -> Batch:
 
 def serve(pool: Scheduler, batch: Batch, now: float = 0.0) -> Todo:
     """Answer a batch, and return what is to be done next."""
-    ended, todo = pool.answered(batch.slot, batch.id, now)
-    assert ended is batch
+    assert pool.answered(batch.slot, batch.id, now) is batch
+    todo = pool.dispatch(now)
     for each in batch.requests:
         pool.answer(each)
     return todo
@@ -363,8 +363,7 @@ def test_a_deadline_holds_in_a_worker_and_the_late_answer_goes_nowhere() -> None
     assert expired is one
     assert isinstance(error, PoolTimeout)
     assert (error.waited, error.ran) == (0.5, 1.5)
-    ended, _ = pool.answered(0, batch.id, 3.0)
-    assert ended is batch
+    assert pool.answered(0, batch.id, 3.0) is batch
     assert not pool.answer(one)
     assert pool.answer(mate)
 
@@ -373,7 +372,8 @@ def test_an_expired_request_never_reaches_a_worker_however_late_the_timer_is() -
     pool = scheduler()
     one, other = request(timeout=2.0), request()
     first = waiting_behind(pool, one, other)
-    _, todo = pool.answered(0, first.id, 7.0)
+    pool.answered(0, first.id, 7.0)
+    todo = pool.dispatch(7.0)
     assert [expired for expired, _ in todo.fail] == [one]
     assert [batch.requests for batch in todo.send] == [[other]]
 
@@ -607,9 +607,7 @@ def test_the_late_answer_of_a_replaced_worker_is_ignored() -> None:
     pool.worker_lost(0, Lost, 0.0)
     new = only(pool.worker_ready(0, 0.0))
     assert new.id != old.id
-    ended, todo = pool.answered(0, old.id, 0.0)
-    assert ended is None
-    assert nothing(todo)
+    assert pool.answered(0, old.id, 0.0) is None
     assert nothing(pool.failed(0, old.id, Refused, 0.0))
     assert one.state is State.RUNNING
     assert pool.batch_of(0) is new
@@ -624,8 +622,8 @@ def test_a_pool_that_ends_fails_every_request_once() -> None:
     assert [failed for failed, _ in todo.fail] == [one, mate, later]
     assert pool.quiet
     assert nothing(pool.fail_all(Lost))
-    _, todo = pool.answered(0, batch.id, 0.0)
-    assert nothing(todo)
+    pool.answered(0, batch.id, 0.0)
+    assert nothing(pool.dispatch(0.0))
     assert not pool.answer(one)
     assert total(pool) == pool.counters.submitted
 
@@ -734,6 +732,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.turn_ended_at: float | None = 0.0  # None while requests of a turn are coming in
         self.holding = True
         self.requests: list[Request] = []
+        self.natures: dict[Request, Nature] = {}
         self.outcomes: dict[Request, Outcome] = {}
         self.fresh: list[Request] = []  # waiting, never sent, oldest first
         self.again: dict[Request, int] = {}  # waiting, sent before → how many may run together
@@ -773,7 +772,8 @@ class PoolMachine(RuleBasedStateMachine):
                 self.pool.refuse()
                 self.refused += 1
                 return
-        one = Request(key, rows, self.now, self.now + timeout, timeout, nature)
+        one = Request(key, rows, self.now, self.now + timeout, timeout)
+        self.natures[one] = nature
         self.requests.append(one)
         self.fresh.append(one)
         self.deaths[one] = 0
@@ -852,7 +852,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.worker_runs_its_batch(data.draw(st.sampled_from(sorted(self.working))), alone)
 
     def worker_runs_its_batch(self, slot: int, alone: bool) -> None:
-        natures = {one.payload for one in self.working[slot].requests}
+        natures = {self.natures[one] for one in self.working[slot].requests}
         if Nature.KILLER in natures:
             self.worker_is_lost(slot)
         elif Nature.POISON in natures:
@@ -862,10 +862,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     def worker_answers(self, slot: int) -> None:
         batch = self.end_batch(slot)
-        ended, todo = self.pool.answered(slot, batch.id, self.now)
-        assert ended is batch
-        self.turn_ended_at = self.now
-        self.carry_out(todo)
+        assert self.pool.answered(slot, batch.id, self.now) is batch
+        self.turn_ended_at = None
         for one in batch.requests:
             wanted = one not in self.outcomes
             assert self.pool.answer(one) == wanted
@@ -949,9 +947,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(slot=st.sampled_from(SLOTS), data=st.data())
     def answer_comes_late(self, slot: int, data: st.DataObject) -> None:
         old = data.draw(st.sampled_from(self.old_ids))
-        ended, todo = self.pool.answered(slot, old, self.now)
-        assert ended is None
-        assert nothing(todo)
+        assert self.pool.answered(slot, old, self.now) is None
         assert nothing(self.pool.failed(slot, old, Refused, self.now))
 
     # --- what follows
@@ -1062,6 +1058,10 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.waiting == len(waiting)
         assert self.pool.running == len(running)
         assert self.pool.quiet == (not places)
+        rows = sum(one.rows for one in self.fresh)
+        enough = rows >= self.max_batch_size * len(self.idle)
+        if enough or self.again:
+            assert self.pool.filled
         for slot in SLOTS:
             assert self.pool.batch_of(slot) is self.working.get(slot)
 
@@ -1107,9 +1107,9 @@ class PoolMachine(RuleBasedStateMachine):
     def only_the_guilty_fail(self) -> None:
         for one, outcome in self.outcomes.items():
             if outcome is Outcome.ANSWERED:
-                assert one.payload is Nature.GOOD
+                assert self.natures[one] is Nature.GOOD
             if outcome is Outcome.REFUSED_BY_MODEL:
-                assert one.payload is Nature.POISON
+                assert self.natures[one] is Nature.POISON
             assert (outcome is Outcome.LOST) == (self.deaths[one] > self.retries)
 
     def teardown(self) -> None:

@@ -86,9 +86,11 @@ async def test_workers_tells_of_each_ready_worker_in_the_order_of_the_slots() ->
 
 @pytest.mark.parametrize("fork", [True, False])
 async def test_workers_do_not_interrupt_the_event_loop(fork: bool) -> None:
-    predictor = calling(lambda _: os.sched_getscheduler(0))
+    predictor = calling(lambda _: (os.sched_getscheduler(0), os.nice(0)))
     async with PredictorPool(predictor, workers=1, launcher=LocalLauncher(fork=fork)) as pool:
-        assert await pool.predict([1.0]) == os.SCHED_BATCH  # they may share a core with it
+        policy, niceness = await pool.predict([1.0])
+        assert policy == os.SCHED_BATCH  # they may share a core with it
+        assert niceness == min(os.nice(0) + 5, 19)
 
 
 async def test_a_worker_is_told_of_only_while_it_is_ready(stage: Stage) -> None:

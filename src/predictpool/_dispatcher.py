@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import anyio
@@ -29,25 +29,27 @@ from predictpool._worker import Failure, Ready
 
 logger = logging.getLogger("predictpool")
 
-# How many callers are woken in one turn of the event loop.
+# How many callers are woken in one turn of the event loop, and for how many turns a worker waits
+# for them to come back.
 _AT_ONCE = 32
+_MOST_TURNS = 8
 
 
 @dataclass(slots=True, eq=False)
-class Call:
-    """What belongs to a request besides what the scheduler has to know.
+class Call(Request):
+    """A request with what the scheduler need not know.
 
     Attributes:
-        schema, parts, rows: its encoded features.
+        key: the schema of its features.
+        parts: the segments of its payload.
         waiter: what its caller waits on; set to the outputs or to a `Failed`.
         one: whether the row axis is taken off the outputs.
         inferred: the signature that was taken from it, where none is known yet.
     """
 
-    schema: Schema
+    key: Schema
     parts: Parts
-    rows: int
-    waiter: Waiter
+    waiter: Waiter | None
     one: bool
     inferred: Signature | None
 
@@ -78,9 +80,9 @@ class Dispatcher:
         self._timer_at = math.inf
         self._quiet: anyio.Event | None = None
         self._in_hand: Batch | None = None
-        self._answers: deque[tuple[Waiter, Any]] = deque()
-        self._waking = False
+        self._answers: deque[tuple[Waiter | None, Any]] = deque()
         self._turn_ends = False
+        self._turns = 0
         self._retiring: dict[int, anyio.Event] = {}
 
     @property
@@ -95,7 +97,7 @@ class Dispatcher:
 
     # --- callers -------------------------------------------------------------------
 
-    def submit(self, features: Any, *, one: bool, timeout: float | None) -> tuple[Request, Call]:
+    def submit(self, features: Any, *, one: bool, timeout: float | None) -> tuple[Call, Waiter]:
         """Check and encode features and put them in the queue.
 
         Raises:
@@ -111,32 +113,40 @@ class Dispatcher:
             raise _too_many(scheduler)
         now = self._clock()
         try:
-            call = self._encode(features, one)
-            _check_size(call)
+            schema, parts, rows, inferred = self._encode(features, one)
+            _check_size(parts)
         except InvalidFeatures:
             scheduler.reject()
             raise
         limit = math.inf if timeout is None else timeout
-        request = Request(call.schema, call.rows, now, now + limit, limit, call)
-        scheduler.add(request)
-        if scheduler.due and not self._turn_ends and not self._waking:
+        waiter = self._backend.waiter()
+        call = Call(schema, rows, now, now + limit, limit, parts, waiter, one, inferred)
+        scheduler.add(call)
+        if scheduler.due and not self._turn_ends:
             if scheduler.lonely:
                 self._carry_out(scheduler.dispatch(now))
             else:
                 self._dispatch_later()
-        if request.deadline < self._timer_at:
+        if call.deadline < self._timer_at:
             self._set_timer()
-        return request, call
+        return call, waiter
 
     def _dispatch_later(self) -> None:
         """Let the requests of one turn of the event loop share a batch."""
-        self._turn_ends = True
-        self._backend.call_soon(self._on_turn_end)
+        if not self._turn_ends:
+            self._turn_ends = True
+            self._backend.call_soon(self._on_turn_end)
 
     def _on_turn_end(self) -> None:
         self._turn_ends = False
-        if not self._waking:  # `_on_woken` does it
+        self._turns += 1
+        # Callers that are answered together mostly come back together: workers wait for them,
+        # unless what waits fills their batches.
+        if not self._answers or self._scheduler.filled or self._turns >= _MOST_TURNS:
+            self._turns = 0
             self._carry_out(self._scheduler.dispatch(self._clock()))
+        if self._answers:
+            self._wake_some()
 
     def has_room(self) -> bool:
         """Return whether one more request would not be refused."""
@@ -144,10 +154,10 @@ class Dispatcher:
         self._carry_out(scheduler.make_room(self._clock()))
         return not scheduler.full or scheduler.idle
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, call: Call) -> None:
         """Forget a request whose caller has gone."""
-        self._scheduler.cancel(request)
-        request.payload = None  # its deadline keeps it for a while
+        self._scheduler.cancel(call)
+        _let_go(call)
         self._note_quiet()
 
     async def drained(self) -> None:
@@ -229,16 +239,15 @@ class Dispatcher:
 
     def answered(self, slot: int, frame: Frame) -> None:
         """Hand out the outputs of a batch."""
-        batch, todo = self._scheduler.answered(slot, frame.id, self._clock())
-        self._in_hand = batch
-        # The next batch is sent first: its worker would be idle while callers are served. Or
-        # it is held, which sets the timer.
-        if todo or self._scheduler.holds:
-            self._carry_out(todo)
+        now = self._clock()
+        batch = self._in_hand = self._scheduler.answered(slot, frame.id, now)
+        # The next batch is sent first: its worker would be idle while callers are served.
+        if not self._turn_ends or self._scheduler.filled:
+            self._carry_out(self._scheduler.dispatch(now))
         if batch is not None:
             self._hand_out(batch, frame)
             self._in_hand = None
-            if not self._waking:
+            if not self._turn_ends:
                 self._wake_some()
 
     def failed(self, slot: int, batch_id: int, failure: Failure) -> None:
@@ -273,22 +282,20 @@ class Dispatcher:
             "on every request runs as a call of its own"
         )
 
-    def _encode(self, features: Any, one: bool) -> Call:
-        waiter = self._backend.waiter()
+    def _encode(self, features: Any, one: bool) -> tuple[Schema, Parts, int, Signature | None]:
         if self._encoder is not None:
-            return Call(*self._encoder.encode(features, one=one), waiter, one, None)
+            return *self._encoder.encode(features, one=one), None
         arrays, mapping = as_arrays(features, one=one)
         if self._signature == "infer":
             inferred = Signature.inferred(arrays)
-            encoded = Encoder(inferred).encode(features, one=one)
-            return Call(*encoded, waiter, one, inferred)
+            return *Encoder(inferred).encode(features, one=one), inferred
         try:
             schema, parts = _columns.encode_features(arrays, mapping, cloudpickle.dumps)
         except Exception as error:
             raise InvalidFeatures(
                 f"features cannot be sent to a worker: {error}", given=str(error)
             ) from error
-        return Call(schema, parts, len(next(iter(arrays.values()))), waiter, one, None)
+        return schema, parts, len(next(iter(arrays.values()))), None
 
     def _carry_out(self, todo: Todo) -> None:
         for request, error in todo.fail:
@@ -304,9 +311,9 @@ class Dispatcher:
         self._note_quiet()
 
     def _send(self, batch: Batch) -> None:
-        calls = [request.payload for request in batch.requests]
+        calls = cast(list[Call], batch.requests)
         handle = self._handles[batch.slot]
-        handle.send(batch.id, calls[0].schema, [call.parts for call in calls], batch.rows)
+        handle.send(batch.id, calls[0].key, [call.parts for call in calls], batch.rows)
 
     def _hand_out(self, batch: Batch, frame: Frame) -> None:
         try:
@@ -318,19 +325,18 @@ class Dispatcher:
         singles = share and all(request.rows == 1 for request in batch.requests)
         rows = outputs.by_row() if singles else None
         start = 0
-        for request in batch.requests:
-            stop = start + request.rows
-            if request.state is State.RUNNING:  # its caller still waits
-                call: Call = request.payload
+        for call in cast(list[Call], batch.requests):
+            stop = start + call.rows
+            if call.state is State.RUNNING:  # its caller still waits
                 if call.inferred is not None and not isinstance(self.signature, Signature):
                     self.signature = call.inferred
                 if rows is None or call.one:
                     outcome = outputs.part(start, stop, share, call.one)
                 else:
                     outcome = rows[start]
-                self._scheduler.answer(request)
+                self._scheduler.answer(call)
                 self._answers.append((call.waiter, outcome))
-                request.payload = None
+                _let_go(call)
             start = stop
 
     def _blame(self, batch: Batch, failure: Failure) -> None:
@@ -347,18 +353,9 @@ class Dispatcher:
         count = min(len(self._answers), _AT_ONCE)
         for _ in range(count):
             self._wake_next()
-        self._waking = self._waking or count > 1
-        if self._waking:
-            self._backend.call_soon(self._on_woken)
+        if count > 1 or self._scheduler.due:
+            self._dispatch_later()
         self._note_quiet()
-
-    def _on_woken(self) -> None:
-        if self._answers:
-            self._wake_some()
-            return
-        # Callers that are answered together mostly come back together.
-        self._waking = False
-        self._carry_out(self._scheduler.dispatch(self._clock()))
 
     def _wake_next(self) -> None:
         _tell(*self._answers.popleft())
@@ -394,18 +391,23 @@ class Dispatcher:
 
 
 def _wake(request: Request, failed: Failed) -> None:
-    waiter: Waiter = request.payload.waiter
-    request.payload = None
-    _tell(waiter, failed)
+    call = cast(Call, request)
+    _tell(call.waiter, failed)
+    _let_go(call)
 
 
-def _tell(waiter: Waiter, outcome: Any) -> None:
-    if not waiter.done():  # its caller may have left
+def _let_go(call: Call) -> None:
+    # Its deadline keeps it for a while.
+    call.parts, call.waiter = [], None
+
+
+def _tell(waiter: Waiter | None, outcome: Any) -> None:
+    if waiter is not None and not waiter.done():  # its caller may have left
         waiter.set_result(outcome)
 
 
-def _check_size(call: Call) -> None:
-    size = sum(map(len, call.parts))
+def _check_size(parts: Parts) -> None:
+    size = sum(map(len, parts))
     if size > MAX_REQUEST:
         raise InvalidFeatures(
             f"the features of this request are {size:,} bytes, and one request may have "

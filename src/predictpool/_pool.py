@@ -15,14 +15,14 @@ from typing import Any, Final, Generic, Self, TypeVar, cast
 import anyio
 import cloudpickle
 
-from predictpool._backend import Backend, current_backend
+from predictpool._backend import Backend, Waiter, current_backend
 from predictpool._devices import Device, available_cores, plan, worth
 from predictpool._dispatcher import Call, Dispatcher, Failed
 from predictpool._errors import PoolClosed, PredictorPoolError
 from predictpool._features._signature import Signature
 from predictpool._launcher import Launcher
 from predictpool._local_launcher import LocalLauncher
-from predictpool._scheduler import Request, Scheduler
+from predictpool._scheduler import Scheduler
 from predictpool._slot import Recipe
 from predictpool._statistics import PoolStatistics, WorkerInfo
 from predictpool._supervisor import Supervisor
@@ -364,7 +364,7 @@ class PredictorPool(Generic[OutputsT]):
         """
         slots, dispatcher = self._open_supervisor().slots, self._dispatcher
         assert dispatcher is not None
-        pending: deque[tuple[Request, Call]] = deque()
+        pending: deque[tuple[Call, Waiter]] = deque()
         error: Exception | None = None
         try:
             async with aclosing(_iterate(batches)) as source:
@@ -379,8 +379,8 @@ class PredictorPool(Generic[OutputsT]):
             if error is not None:
                 raise error
         finally:
-            for request, _ in pending:
-                self._forget(request)
+            for call, _ in pending:
+                self._forget(call)
 
     @property
     def signature(self) -> Signature | None:
@@ -440,7 +440,7 @@ class PredictorPool(Generic[OutputsT]):
 
     def _submit(
         self, features: Any, one: bool, timeout: float | _PoolsOwn | None
-    ) -> tuple[Request, Call]:
+    ) -> tuple[Call, Waiter]:
         dispatcher = self._dispatcher
         if self._phase is not _Phase.OPEN or dispatcher is None:
             raise self._not_open()
@@ -455,7 +455,7 @@ class PredictorPool(Generic[OutputsT]):
         self,
         features: Any,
         timeout: float | _PoolsOwn | None,
-        pending: deque[tuple[Request, Call]],
+        pending: deque[tuple[Call, Waiter]],
     ) -> Exception | None:
         try:
             pending.append(self._submit(features, False, timeout))
@@ -463,19 +463,19 @@ class PredictorPool(Generic[OutputsT]):
             return error
         return None
 
-    async def _outcome(self, request: Request, call: Call) -> Any:
+    async def _outcome(self, call: Call, waiter: Waiter) -> Any:
         try:
-            result = await call.waiter
+            result = await waiter
         except BaseException:
-            self._forget(request)
+            self._forget(call)
             raise
         if type(result) is Failed:
             raise result.error
         return result
 
-    def _forget(self, request: Request) -> None:
+    def _forget(self, call: Call) -> None:
         if self._dispatcher is not None:
-            self._dispatcher.cancel(request)
+            self._dispatcher.cancel(call)
 
     def _recipe(self, predictor: Predictor[OutputsT]) -> Recipe:
         return Recipe(

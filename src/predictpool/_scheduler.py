@@ -27,7 +27,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from predictpool._errors import PoolTimeout
 from predictpool._statistics import Counters
@@ -53,7 +52,6 @@ class Request:
         rows: how many rows it has.
         timeout: the caller's limit in seconds, for the message.
         submitted_at, deadline, started_at: in seconds of the pool's clock.
-        payload: what the dispatcher needs to send it and to answer it; not looked at here.
         place: the lower, the older.
         deaths: how many workers died while they ran it.
     """
@@ -61,13 +59,12 @@ class Request:
     key: Hashable
     rows: int
     submitted_at: float
-    deadline: float = math.inf
-    timeout: float = math.inf
-    payload: Any = None
-    state: State = State.WAITING
-    started_at: float = 0.0
-    place: int = 0
-    deaths: int = 0
+    deadline: float
+    timeout: float
+    state: State = field(default=State.WAITING, init=False)
+    started_at: float = field(default=0.0, init=False)
+    place: int = field(default=0, init=False)
+    deaths: int = field(default=0, init=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -197,6 +194,12 @@ class Scheduler:
         return bool(self._idle) and self.waiting > 0
 
     @property
+    def filled(self) -> bool:
+        """Whether what waits fills a batch of each idle worker."""
+        rows = sum(line.rows for line in self._lines.values())
+        return rows >= self._max_batch_size * len(self._idle) or bool(self._again)
+
+    @property
     def holds(self) -> bool:
         """Whether a batch may be held."""
         return self._batch_timeout > 0
@@ -296,15 +299,17 @@ class Scheduler:
         self._idle.append(slot)
         return self._dispatch(now, Todo())
 
-    def answered(self, slot: int, batch_id: int, now: float) -> tuple[Batch | None, Todo]:
-        """Take note of a worker's answer.
+    def answered(self, slot: int, batch_id: int, now: float) -> Batch | None:
+        """Take note of a worker's answer; it is idle until `dispatch`.
 
         Returns:
             the batch, whose requests that are still RUNNING are now `answer`-ed by the
-            caller, or None for an answer that nobody waits for; and what to do.
+            caller; None for an answer that nobody waits for.
         """
         batch = self._end_batch(slot, batch_id, now)
-        return batch, self._free(batch, now, Todo()) if batch else Todo()
+        if batch is not None:
+            self._free(batch)
+        return batch
 
     def answer(self, request: Request) -> bool:
         """Mark a request as answered; False if its caller has gone meanwhile."""
@@ -343,7 +348,8 @@ class Scheduler:
         else:
             size = 1 if alone else (len(live) + 1) // 2
             self._run_again([live[i : i + size] for i in range(0, len(live), max(size, 1))])
-        return self._free(batch, now, todo)
+        self._free(batch)
+        return self._dispatch(now, todo)
 
     def run_alone(self, slot: int) -> None:
         """Have every further request to a worker be a call of its own."""
@@ -452,11 +458,10 @@ class Scheduler:
                 self.counters.timed_out += 1
                 todo.fail.append((request, error))
 
-    def _free(self, batch: Batch, now: float, todo: Todo) -> Todo:
+    def _free(self, batch: Batch) -> None:
         # A worker that is being killed gets nothing more, even if it answers first.
         if not batch.killed and batch.slot not in self._retired:
             self._idle.append(batch.slot)
-        return self._dispatch(now, todo)
 
     def _dispatch(self, now: float, todo: Todo, *, hold: bool = True) -> Todo:
         # An expired request never reaches a worker, however late the pool's timer is.
