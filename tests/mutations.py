@@ -298,7 +298,7 @@ MUTATIONS = [
     Mutation(
         "a cancelled caller's request is forgotten",
         "_pool.py",
-        "except BaseException:\n            self._forget(request)\n            raise",
+        "except BaseException:\n            self._forget(call)\n            raise",
         "except BaseException:\n            raise",
         "test_requests::test_cancelling_returns_at_once_waiting_and_running",
     ),
