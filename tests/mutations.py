@@ -269,8 +269,8 @@ MUTATIONS = [
     Mutation(
         "… also for what is held when its worker comes free",
         "_dispatcher.py",
-        "if todo or self._scheduler.holds:",
-        "if todo:",
+        "if self._scheduler.holds or any(",
+        "if any(",
         "test_options::test_batch_timeout_ends_for_what_is_held_when_its_worker_comes_free",
     ),
     Mutation(
