@@ -143,6 +143,8 @@ def test_a_worker_waits_for_callers_that_are_being_woken() -> None:
     assert not stand.sent
     stand.ask(9)
     stand.loop.turn_ends()
+    assert not stand.sent  # those who came back may wake others
+    stand.loop.turn_ends()
     assert sorted(stand.sent) == [(0, 7), (1, 7)]
 
 
@@ -166,6 +168,18 @@ def test_a_full_batch_is_sent_while_callers_are_being_woken() -> None:
     stand.answer(1)
     assert stand.sent == [(0, 3), (1, 64)]
     assert stand.woken() == AT_ONCE
+
+
+def test_no_caller_waits_long_for_being_woken() -> None:
+    """A caller that is answered never waits for ever more others that are answered later."""
+    requests = 2 * AT_ONCE
+    stand = busy([requests] * 40, max_batch_size=requests)
+    backlog = []
+    for slot in range(40):
+        stand.answer(slot)
+        stand.loop.turn_ends()
+        backlog.append(requests * (slot + 1) - stand.woken())
+    assert max(backlog) <= 2 * requests
 
 
 def test_a_worker_does_not_wait_for_ever() -> None:

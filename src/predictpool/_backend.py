@@ -49,7 +49,7 @@ class Backend(Protocol):
         """Return a new waiter."""
 
     def call_soon(self, callback: Callback) -> None:
-        """Call back once, when all who are ready now, or woken by those, have had their turn."""
+        """Call back once, when all who are ready now have had their turn."""
 
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         """Call back once, later."""
@@ -157,8 +157,7 @@ class _AsyncioBackend(_Guard):
         return self._loop.create_future()
 
     def call_soon(self, callback: Callback) -> None:
-        # What is ready in this turn of the loop wakes others in the next one.
-        self._loop.call_soon(self._loop.call_soon, self._guarded(callback))
+        self._loop.call_soon(self._guarded(callback))
 
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         return self._loop.call_later(seconds, self._guarded(callback))
@@ -250,8 +249,7 @@ class _TrioBackend(_Guard):
         return _TrioWaiter()
 
     def call_soon(self, callback: Callback) -> None:
-        guarded, again = self._guarded(callback), self._token.run_sync_soon
-        again(again, guarded)  # as above
+        self._token.run_sync_soon(self._guarded(callback))
 
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         import trio

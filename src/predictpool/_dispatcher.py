@@ -29,10 +29,11 @@ from predictpool._worker import Failure, Ready
 
 logger = logging.getLogger("predictpool")
 
-# How many callers are woken in one turn of the event loop, and for how many turns a worker waits
-# for them to come back.
+# How many callers are woken in one turn of the event loop; half of them where there are more.
 _AT_ONCE = 32
-_MOST_TURNS = 8
+# What is ready in one turn of the loop wakes others in the next one: so long, once all callers are
+# woken, until what came is sent. And for how many turns a worker waits for all of them.
+_TURNS, _MOST_TURNS = 2, 8
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +82,7 @@ class Dispatcher:
         self._quiet: anyio.Event | None = None
         self._in_hand: Batch | None = None
         self._answers: deque[tuple[Waiter | None, Any]] = deque()
-        self._turn_ends = False
+        self._turns_left = 0
         self._turns = 0
         self._retiring: dict[int, anyio.Event] = {}
 
@@ -122,7 +123,7 @@ class Dispatcher:
         waiter = self._backend.waiter()
         call = Call(schema, rows, now, now + limit, limit, parts, waiter, one, inferred)
         scheduler.add(call)
-        if scheduler.due and not self._turn_ends:
+        if scheduler.due and not self._turns_left:
             if scheduler.lonely:
                 self._carry_out(scheduler.dispatch(now))
             else:
@@ -133,20 +134,23 @@ class Dispatcher:
 
     def _dispatch_later(self) -> None:
         """Let the requests of one turn of the event loop share a batch."""
-        if not self._turn_ends:
-            self._turn_ends = True
+        if not self._turns_left:
+            self._turns = 0
             self._backend.call_soon(self._on_turn_end)
+        self._turns_left = _TURNS
 
     def _on_turn_end(self) -> None:
-        self._turn_ends = False
         self._turns += 1
         # Callers that are answered together mostly come back together: workers wait for them,
         # unless what waits fills their batches.
-        if not self._answers or self._scheduler.filled or self._turns >= _MOST_TURNS:
-            self._turns = 0
-            self._carry_out(self._scheduler.dispatch(self._clock()))
         if self._answers:
             self._wake_some()
+        else:
+            self._turns_left -= 1
+        if not self._turns_left or self._scheduler.filled or self._turns >= _MOST_TURNS:
+            self._carry_out(self._scheduler.dispatch(self._clock()))
+        if self._turns_left:
+            self._backend.call_soon(self._on_turn_end)
 
     def has_room(self) -> bool:
         """Return whether one more request would not be refused."""
@@ -242,12 +246,12 @@ class Dispatcher:
         now = self._clock()
         batch = self._in_hand = self._scheduler.answered(slot, frame.id, now)
         # The next batch is sent first: its worker would be idle while callers are served.
-        if not self._turn_ends or self._scheduler.filled:
+        if not self._turns_left or self._scheduler.filled:
             self._carry_out(self._scheduler.dispatch(now))
         if batch is not None:
             self._hand_out(batch, frame)
             self._in_hand = None
-            if not self._turn_ends:
+            if not self._turns_left:
                 self._wake_some()
 
     def failed(self, slot: int, batch_id: int, failure: Failure) -> None:
@@ -350,10 +354,11 @@ class Dispatcher:
         Each has something to do then, and asks again. All at once they would keep the loop
         from the answers of other workers, and those from their next batches.
         """
-        count = min(len(self._answers), _AT_ONCE)
+        waiting = len(self._answers)
+        count = min(waiting, max(_AT_ONCE, waiting // 2))
         for _ in range(count):
             self._wake_next()
-        if count > 1 or self._scheduler.due:
+        if waiting > 1 or self._scheduler.due:
             self._dispatch_later()
         self._note_quiet()
 
