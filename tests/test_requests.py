@@ -133,15 +133,15 @@ async def test_the_callers_of_a_large_batch_are_not_woken_all_in_one_turn(stage:
         await pool.predict([0.0])
         woken_in.add(turn)
 
-    async with PredictorPool(held(stage), workers=1, max_batch_size=100) as pool:
+    async with PredictorPool(held(stage), workers=1, max_batch_size=300) as pool:
         async with anyio.create_task_group() as group:
             group.start_soon(pool.predict, [0.0])
             assert await stage.hears() == 1
-            for _ in range(100):
+            for _ in range(300):
                 group.start_soon(ask)
-            await until_waiting(pool, 100)
+            await until_waiting(pool, 300)
             stage.let_go(2)
-            while pool.statistics().answered < 101:
+            while pool.statistics().answered < 301:
                 await anyio.lowlevel.checkpoint()
             while turn < 30:
                 await anyio.lowlevel.checkpoint()
