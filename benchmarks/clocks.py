@@ -36,7 +36,7 @@ class Clock:
 TO_WORKER = (
     Clock("checked and encoded", "_features._encoder", "Encoder.encode", "after"),
     Clock("queued", "_scheduler", "Scheduler.add", "after"),
-    Clock("given to a worker", "_scheduler", "Scheduler.dispatch", "after"),
+    Clock("given to a worker", "_dispatcher", "Dispatcher._send", "before"),
     Clock("made a frame", "_channel", "Channel.send", "before"),
 )
 IN_WORKER = (
@@ -48,7 +48,7 @@ IN_WORKER = (
 BACK = (
     Clock("sent; the loop is awake and has received", "_wire", "FrameDecoder.received", "before"),
     Clock("the frame taken apart", "_dispatcher", "Dispatcher.answered", "before"),
-    Clock("the next batch chosen", "_scheduler", "Scheduler.answered", "after"),
+    Clock("the next batch chosen", "_dispatcher", "Dispatcher._hand_out", "before"),
     Clock("handed out", "_dispatcher", "Dispatcher._hand_out", "after"),
 )
 LAST_STEP = "the caller is awake"
