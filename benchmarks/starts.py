@@ -12,6 +12,7 @@ from predictpool import LocalLauncher, PredictorPool
 Start = Literal["forked", "afresh"]
 STARTS: tuple[Start, ...] = ("forked", "afresh")
 METHOD = METHODS[0]
+PATIENCE = 10.0
 
 
 def pool(model: Model, start: Start, workers: int) -> PredictorPool[Arrays]:
@@ -45,8 +46,16 @@ async def have_all_answer(pool: PredictorPool[Arrays], model: Model, requests: i
         for _ in range(65 * len(workers)):
             group.start_soon(call)
     for worker, count in zip(workers, before, strict=True):
-        if _wake_ups(worker) <= count:
-            raise RuntimeError(f"a worker of {len(workers)} has answered nothing")
+        await _sleeps_again(worker, count, f"a worker of {len(workers)} has answered nothing")
+
+
+async def _sleeps_again(worker: psutil.Process, count: int, otherwise: str) -> None:
+    # Its answer may be here before it waits for the next batch: it gives way to this process.
+    with anyio.move_on_after(PATIENCE):
+        while _wake_ups(worker) <= count:  # noqa: ASYNC110 - another process counts
+            await anyio.sleep(0.01)
+        return
+    raise RuntimeError(otherwise)
 
 
 def _wake_ups(worker: psutil.Process) -> int:
