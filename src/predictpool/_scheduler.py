@@ -102,10 +102,6 @@ class Todo:
     kill: list[tuple[int, str]] = field(default_factory=list)
     send: list[Batch] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self.send or self.fail or self.kill)
-
 
 ErrorFactory = Callable[[], BaseException]
 
