@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -204,6 +204,8 @@ numeric = st.sampled_from(["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", 
 
 
 @on_busy_machines
+@example(wanted="f4", values=np.array([1.5], "f2"), listed=False)
+@example(wanted="f8", values=np.array([1.5], "f4"), listed=False)
 @given(
     wanted=numeric,
     values=numeric.flatmap(lambda dtype: hnp.arrays(dtype, st.integers(0, 4))),

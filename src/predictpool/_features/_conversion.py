@@ -208,7 +208,8 @@ class Converter:
         if sum_allowed is None or values.size > SUM_SIZE:
             return False
         floats = values if kind == "f" else values.astype(np.float64)
-        return bool(np.vdot(floats, floats) < sum_allowed)  # NaN is not
+        # As Python's floats: NumPy 2 would round the limit to the dtype of the values.
+        return float(np.vdot(floats, floats)) < sum_allowed  # NaN is not
 
     def _cast(self, values: Array, one: bool) -> Array:
         given, expected = values.dtype.kind, self._dtype.kind
