@@ -712,6 +712,35 @@ MUTATIONS = [
         "frame.payload",
         "test_large::test_features_of_any_size_cannot_be_written_to",
     ),
+    # --- hooks
+    Mutation(
+        "a hook that raises breaks no request",
+        "_hooks.py",
+        "except Exception:",
+        "except KeyError:",
+        "test_hooks::test_a_hook_that_raises_breaks_nothing_and_is_logged_once_for_each_method",
+    ),
+    Mutation(
+        "hooks are told how a request ended",
+        "_dispatcher.py",
+        '"timed_out" if request.expired else "failed"',
+        '"failed"',
+        "test_hooks::test_every_outcome_is_told_once",
+    ),
+    Mutation(
+        "a worker that ends with its pool is not told as lost",
+        "_slot.py",
+        "or end.goodbye or dispatcher.broken",
+        "",
+        "test_hooks::test_workers_that_end_with_their_pool_or_are_replaced_are_not_lost",
+    ),
+    Mutation(
+        "what hooks hold does not keep a pool alive",
+        "_pool.py",
+        "reference = weakref.ref(pool)\n\n    def statistics",
+        "reference = lambda: pool\n\n    def statistics",
+        "test_hooks::test_statistics_are_those_of_the_pool_and_do_not_keep_it",
+    ),
     # --- a good guest
     Mutation(
         "signals of the terminal do not end workers",

@@ -16,9 +16,10 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
-# Large, and for these examples alone: the dependency group `examples`, which CI installs.
+# Large, and for these examples alone: the dependency group `examples`, which CI installs; or `hooks`.
 NEEDED = {
     "jax_model": "jax",
+    "metrics": "prometheus_client",
     "onnx_model": "onnxruntime",
     "scikit_learn": "sklearn",
     "torch_model": "torch",

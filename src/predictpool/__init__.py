@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from predictpool._errors import WorkerStartError as WorkerStartError
     from predictpool._features._signature import Signature as Signature
     from predictpool._features._spec import FeatureSpec as FeatureSpec
+    from predictpool._hooks import BatchEnded as BatchEnded
+    from predictpool._hooks import BatchStarted as BatchStarted
+    from predictpool._hooks import Hooks as Hooks
+    from predictpool._hooks import PoolOpened as PoolOpened
+    from predictpool._hooks import RequestEnded as RequestEnded
+    from predictpool._hooks import RequestSubmitted as RequestSubmitted
+    from predictpool._hooks import WorkerLost as WorkerLost
+    from predictpool._hooks import WorkerReady as WorkerReady
     from predictpool._local_launcher import LocalLauncher as LocalLauncher
     from predictpool._pool import PredictorPool as PredictorPool
     from predictpool._statistics import PoolStatistics as PoolStatistics
@@ -31,52 +39,68 @@ if TYPE_CHECKING:
 
 # Resolved on first use: a worker imports this package too, and needs no event loop.
 _MODULES = {
+    "BatchEnded": "_hooks",
+    "BatchStarted": "_hooks",
     "BrokenWorkerError": "_errors",
     "Device": "_devices",
     "EstimatorPredictor": "predictors._estimator",
     "FeatureSpec": "_features._spec",
     "FunctionPredictor": "predictors._function",
+    "Hooks": "_hooks",
     "InvalidFeatures": "_errors",
     "KerasPredictor": "predictors._keras",
     "LocalLauncher": "_local_launcher",
     "ModelSource": "predictors._source",
     "PoolClosed": "_errors",
+    "PoolOpened": "_hooks",
     "PoolStatistics": "_statistics",
     "PoolTimeout": "_errors",
     "PredictionError": "_errors",
     "Predictor": "predictors._base",
     "PredictorPool": "_pool",
     "PredictorPoolError": "_errors",
+    "RequestEnded": "_hooks",
+    "RequestSubmitted": "_hooks",
     "SavedModelPredictor": "predictors._saved_model",
     "Signature": "_features._signature",
     "TooManyRequests": "_errors",
     "WorkerError": "_errors",
     "WorkerInfo": "_statistics",
+    "WorkerLost": "_hooks",
+    "WorkerReady": "_hooks",
     "WorkerStartError": "_errors",
 }
 
 __all__ = [
+    "BatchEnded",
+    "BatchStarted",
     "BrokenWorkerError",
     "Device",
     "EstimatorPredictor",
     "FeatureSpec",
     "FunctionPredictor",
+    "Hooks",
     "InvalidFeatures",
     "KerasPredictor",
     "LocalLauncher",
     "ModelSource",
     "PoolClosed",
+    "PoolOpened",
     "PoolStatistics",
     "PoolTimeout",
     "PredictionError",
     "Predictor",
     "PredictorPool",
     "PredictorPoolError",
+    "RequestEnded",
+    "RequestSubmitted",
     "SavedModelPredictor",
     "Signature",
     "TooManyRequests",
     "WorkerError",
     "WorkerInfo",
+    "WorkerLost",
+    "WorkerReady",
     "WorkerStartError",
 ]
 

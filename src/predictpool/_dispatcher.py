@@ -22,6 +22,7 @@ from predictpool._columns import SNAPSHOT_BYTES, Parts, Schema
 from predictpool._errors import InvalidFeatures, PredictionError, TooManyRequests
 from predictpool._features._encoder import Encoder
 from predictpool._features._signature import Signature, SignatureSource, as_arrays
+from predictpool._hooks import BatchOutcome, Teller
 from predictpool._launcher import WorkerHandle
 from predictpool._scheduler import Batch, ErrorFactory, Request, Scheduler, State, Todo
 from predictpool._wire import MAX_REQUEST, Frame, Kind
@@ -63,11 +64,21 @@ class Failed:
 
 
 class Dispatcher:
-    """Carries requests to workers and answers to callers. One event loop, one thread."""
+    """Carries requests to workers and answers to callers. One event loop, one thread.
+
+    Attributes:
+        teller: tells hooks what happens; None where there are no hooks.
+    """
 
     def __init__(
-        self, scheduler: Scheduler, backend: Backend, *, clock: Callable[[], float] = time.monotonic
+        self,
+        scheduler: Scheduler,
+        backend: Backend,
+        *,
+        teller: Teller | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.teller = teller
         self._signature: SignatureSource = None
         self._encoder: Encoder | None = None
         self._scheduler = scheduler
@@ -96,6 +107,11 @@ class Dispatcher:
         self._signature = signature
         self._encoder = Encoder(signature) if isinstance(signature, Signature) else None
 
+    @property
+    def broken(self) -> bool:
+        """Whether all requests are refused, until a worker is ready."""
+        return self._broken is not None
+
     # --- callers -------------------------------------------------------------------
 
     def submit(self, features: Any, *, one: bool, timeout: float | None) -> tuple[Call, Waiter]:
@@ -110,19 +126,20 @@ class Dispatcher:
             raise self._broken()
         scheduler = self._scheduler
         if scheduler.full and not self.has_room():
-            scheduler.refuse()
-            raise _too_many(scheduler)
+            raise self._refuse()
         now = self._clock()
         try:
             schema, parts, rows, inferred = self._encode(features, one)
             _check_size(parts)
-        except InvalidFeatures:
-            scheduler.reject()
+        except InvalidFeatures as error:
+            self._reject(error)
             raise
         limit = math.inf if timeout is None else timeout
         waiter = self._backend.waiter()
         call = Call(schema, rows, now, now + limit, limit, parts, waiter, one, inferred)
         scheduler.add(call)
+        if self.teller is not None:
+            self.teller.submitted(call)
         if scheduler.due and not self._turns_left:
             if scheduler.lonely:
                 self._carry_out(scheduler.dispatch(now))
@@ -160,7 +177,8 @@ class Dispatcher:
 
     def cancel(self, call: Call) -> None:
         """Forget a request whose caller has gone."""
-        self._scheduler.cancel(call)
+        if self._scheduler.cancel(call) and self.teller is not None:
+            self.teller.ended(call, "cancelled")
         _let_go(call)
         self._note_quiet()
 
@@ -179,8 +197,10 @@ class Dispatcher:
         # A batch whose answer could not be handed out is in no worker and in no queue.
         for request in self._in_hand.requests if self._in_hand is not None else ():
             if self._scheduler.blame(request):
-                _wake(request, Failed(error()))
+                self._fail(request, error())
         self._carry_out(self._scheduler.fail_all(error))
+        if self.teller is not None:
+            self.teller.all_lost(self._clock())
 
     # --- workers -------------------------------------------------------------------
 
@@ -239,6 +259,7 @@ class Dispatcher:
         """Have the requests of a dead worker run again, or fail."""
         self._handles.pop(slot, None)
         self._models.pop(slot, None)
+        self._tell_batch_ended(self._scheduler.batch_of(slot), "lost")
         self._carry_out(self._scheduler.worker_lost(slot, error, self._clock()))
 
     def answered(self, slot: int, frame: Frame) -> None:
@@ -249,6 +270,8 @@ class Dispatcher:
         if not self._turns_left or self._scheduler.filled:
             self._carry_out(self._scheduler.dispatch(now))
         if batch is not None:
+            if self.teller is not None:
+                self.teller.batch_ended(batch, "answered", now)
             self._hand_out(batch, frame)
             self._in_hand = None
             if not self._turns_left:
@@ -260,6 +283,9 @@ class Dispatcher:
             self._run_alone(slot)
         handle = self._handles.get(slot)
         where = f"slot {slot}" + (f", pid {handle.pid}" if handle else "")
+        batch = self._scheduler.batch_of(slot)
+        if batch is not None and batch.id == batch_id:
+            self._tell_batch_ended(batch, "failed")
         self._carry_out(
             self._scheduler.failed(
                 slot,
@@ -303,7 +329,7 @@ class Dispatcher:
 
     def _carry_out(self, todo: Todo) -> None:
         for request, error in todo.fail:
-            _wake(request, Failed(error))
+            self._fail(request, error)
         for slot, why in todo.kill:
             self._handles[slot].kill(why)
         for batch in todo.send:
@@ -315,6 +341,8 @@ class Dispatcher:
         self._note_quiet()
 
     def _send(self, batch: Batch) -> None:
+        if self.teller is not None:
+            self.teller.batch_started(batch)
         calls = cast(list[Call], batch.requests)
         handle = self._handles[batch.slot]
         handle.send(batch.id, calls[0].key, [call.parts for call in calls], batch.rows)
@@ -339,6 +367,8 @@ class Dispatcher:
                 else:
                     outcome = rows[start]
                 self._scheduler.answer(call)
+                if self.teller is not None:
+                    self.teller.ended(call, "answered")
                 self._answers.append((call.waiter, outcome))
                 _let_go(call)
             start = stop
@@ -346,7 +376,28 @@ class Dispatcher:
     def _blame(self, batch: Batch, failure: Failure) -> None:
         for request in batch.requests:
             if self._scheduler.blame(request):
-                _wake(request, Failed(rebuild(failure, f"slot {batch.slot}")))
+                self._fail(request, rebuild(failure, f"slot {batch.slot}"))
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        if self.teller is not None:
+            self.teller.ended(request, "timed_out" if request.expired else "failed", error)
+        _wake(request, Failed(error))
+
+    def _refuse(self) -> TooManyRequests:
+        self._scheduler.refuse()
+        error = _too_many(self._scheduler)
+        if self.teller is not None:
+            self.teller.turned_away("refused", error)
+        return error
+
+    def _reject(self, error: InvalidFeatures) -> None:
+        self._scheduler.reject()
+        if self.teller is not None:
+            self.teller.turned_away("invalid", error)
+
+    def _tell_batch_ended(self, batch: Batch | None, outcome: BatchOutcome) -> None:
+        if self.teller is not None and batch is not None:
+            self.teller.batch_ended(batch, outcome, self._clock())
 
     def _wake_some(self) -> None:
         """Wake callers of answered requests, not too many in one turn of the loop.

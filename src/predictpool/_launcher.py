@@ -45,6 +45,15 @@ class End:
             return "somebody's kill -9: the kernel has counted no kill for lack of memory"
         return _LIKELY_CAUSES.get(self.signal, "")
 
+    @property
+    def kind(self) -> str:
+        """What ended it, in one of few words."""
+        if self.why:
+            return "killed by the pool"
+        if self.signal is not None:
+            return _signal_name(self.signal)
+        return "unknown" if self.exitcode is None else "exit"
+
     def __str__(self) -> str:
         if self.why:
             return f"was killed: it {self.why}"

@@ -6,7 +6,7 @@ import math
 import warnings
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from enum import Enum
 from types import TracebackType
@@ -20,6 +20,7 @@ from predictpool._devices import Device, available_cores, plan, worth
 from predictpool._dispatcher import Call, Dispatcher, Failed
 from predictpool._errors import PoolClosed, PredictorPoolError
 from predictpool._features._signature import Signature
+from predictpool._hooks import Hooks, Teller, checked_hooks
 from predictpool._launcher import Launcher
 from predictpool._local_launcher import LocalLauncher
 from predictpool._scheduler import Scheduler
@@ -87,7 +88,8 @@ class PredictorPool(Generic[OutputsT]):
         warmup: features that every worker runs before it is ready. Without them a
             predictor whose signature is known runs one row of zeros and empty text.
         launcher: where the workers live; processes on this machine by default.
-        name: what the pool is called in its ``repr``.
+        name: what the pool is called in its ``repr`` and by hooks.
+        hooks: who is told what happens, such as ``[PrometheusHooks()]``; see `Hooks`.
 
     For all limits in seconds and for ``max_waiting`` None means no limit; ``watch=None``
     means that nobody looks.
@@ -114,6 +116,7 @@ class PredictorPool(Generic[OutputsT]):
         warmup: Any = None,
         launcher: Launcher | None = None,
         name: str = "",
+        hooks: Sequence[Hooks] = (),
     ) -> None:
         _check_predictor(predictor)
         _check_count("workers", workers, 1, optional=True)
@@ -139,6 +142,7 @@ class PredictorPool(Generic[OutputsT]):
         _check_launcher(launcher)
         if not isinstance(name, str):
             raise TypeError(f"name is {name!r}, expected text")
+        told = checked_hooks(hooks)
         self._name = name
         self._phase = _Phase.NEW
         self._predictor = predictor
@@ -156,6 +160,7 @@ class PredictorPool(Generic[OutputsT]):
             hang_timeout=math.inf if hang_timeout is None else hang_timeout,
             batch_timeout=batch_timeout,
         )
+        self._teller = Teller(told, name) if told else None
         self._backend: Backend | None = None
         self._dispatcher: Dispatcher | None = None
         self._supervisor: Supervisor | None = None
@@ -196,11 +201,13 @@ class PredictorPool(Generic[OutputsT]):
         devices = _devices_for(self._workers)
         self._phase = _Phase.OPENING
         self._backend = backend
-        self._dispatcher = Dispatcher(self._scheduler, backend)
+        self._dispatcher = Dispatcher(self._scheduler, backend, teller=self._teller)
         self._dispatcher.signature = self._predictor.signature
         self._supervisor = Supervisor(
             self._launcher, self._dispatcher, devices, recipe, self._watch
         )
+        if self._teller is not None:
+            self._teller.pool_opened(_weak_statistics(self))
         backend.spawn(self._supervisor.run, repr(self))
         try:
             await self._supervisor.wait_ready(1)
@@ -250,6 +257,8 @@ class PredictorPool(Generic[OutputsT]):
             self._supervisor.stop_filling()
             self._phase = _Phase.CLOSED
             self._closed.set()
+            if self._teller is not None:
+                self._teller.pool_closed()
 
     async def wait_ready(self, workers: int | None = None) -> None:
         """Wait until so many workers are ready, all of them by default.
@@ -528,6 +537,17 @@ def _weakly(pool: PredictorPool[Any]) -> Callable[[Exception], None]:
             held._on_bug(error)  # noqa: SLF001 - a function of this module, not of another
 
     return on_bug
+
+
+def _weak_statistics(pool: PredictorPool[Any]) -> Callable[[], PoolStatistics | None]:
+    # As above: a registry of metrics may hold what hooks are given for ever.
+    reference = weakref.ref(pool)
+
+    def statistics() -> PoolStatistics | None:
+        held = reference()
+        return None if held is None else held.statistics()
+
+    return statistics
 
 
 def _devices_for(workers: int | None) -> list[Device]:

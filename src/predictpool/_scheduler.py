@@ -51,9 +51,11 @@ class Request:
         key: requests with equal keys may share a batch.
         rows: how many rows it has.
         timeout: the caller's limit in seconds, for the message.
-        submitted_at, deadline, started_at: in seconds of the pool's clock.
+        submitted_at, deadline, started_at: in seconds of the pool's clock; the last is 0.0 while it
+            waits.
         place: the lower, the older.
         deaths: how many workers died while they ran it.
+        expired: whether it ended because its deadline had passed.
     """
 
     key: Hashable
@@ -65,6 +67,7 @@ class Request:
     started_at: float = field(default=0.0, init=False)
     place: int = field(default=0, init=False)
     deaths: int = field(default=0, init=False)
+    expired: bool = field(default=False, init=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -165,7 +168,7 @@ class Scheduler:
         """Requests in a worker whose callers still want the answer."""
         return sum(
             request.state is State.RUNNING
-            for batch in self._running.values()
+            for batch in tuple(self._running.values())  # a scrape asks from its own thread
             for request in batch.requests
         )
 
@@ -265,10 +268,15 @@ class Scheduler:
         self.counters.submitted += 1
         self.counters.failed += 1
 
-    def cancel(self, request: Request) -> None:
-        """Forget a request whose caller has gone. Its batch-mates notice nothing."""
-        if self._finish(request):
-            self.counters.cancelled += 1
+    def cancel(self, request: Request) -> bool:
+        """Forget a request whose caller has gone; False if it had ended.
+
+        Its batch-mates notice nothing.
+        """
+        if not self._finish(request):
+            return False
+        self.counters.cancelled += 1
+        return True
 
     def expire(self, now: float) -> Todo:
         """Fail what has run out of time, give out what was held, have hung workers killed."""
@@ -410,7 +418,7 @@ class Scheduler:
         """Put groups at the front of the queue; each runs as a batch of its own."""
         for group in reversed([group for group in groups if group]):
             for request in group:
-                request.state = State.WAITING
+                request.state, request.started_at = State.WAITING, 0.0
                 self.waiting += 1
             self._again.appendleft(group)
 
@@ -452,6 +460,7 @@ class Scheduler:
                 error = _timeout_error(request, now)
                 self._finish(request)
                 self.counters.timed_out += 1
+                request.expired = True
                 todo.fail.append((request, error))
 
     def _free(self, batch: Batch) -> None:

@@ -99,6 +99,8 @@ class Slot:
         assert worker.handle is not None
         self.worker, self.state = worker, SlotState.READY
         self._filled.set()
+        if self.dispatcher.teller is not None:
+            self.dispatcher.teller.worker_ready(worker.info())
         self.dispatcher.worker_ready(self.number, worker.handle, ready, worker.recipe)
 
     def lose(self, worker: Worker, end: End) -> None:
@@ -109,7 +111,16 @@ class Slot:
             self._filled = anyio.Event()
             self._lost.set()
             self._lost = anyio.Event()
+            self._tell_lost(worker, end)
             self.dispatcher.worker_lost(self.number, lambda: worker.broken_error(end))
+
+    def _tell_lost(self, worker: Worker, end: End) -> None:
+        dispatcher = self.dispatcher
+        # What ends as the pool wants it, in good order or with all requests, is no loss.
+        if dispatcher.teller is None or end.goodbye or dispatcher.broken:
+            return
+        assert worker.pid is not None
+        dispatcher.teller.worker_lost(self.number, worker.pid, end)
 
     def vacate(self) -> Worker | None:
         """Have no worker any more. Returns the last one, which runs nothing."""
