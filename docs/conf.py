@@ -38,8 +38,10 @@ nitpick_ignore_regex = [
 ]
 # Aliases and type variables that annotations show by their bare name: they have no page.
 nitpick_ignore = [
+    ("py:class", "BatchOutcome"),
     ("py:class", "Extra"),
     ("py:class", "RowShape"),
     ("py:class", "OutT"),
+    ("py:class", "Outcome"),
     ("py:class", "SourceKind"),
 ]

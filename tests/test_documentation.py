@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
-# Large, and for these examples alone: the dependency group `examples`, which CI installs; or `hooks`.
+# What these alone need: the dependency groups `examples` and `hooks`, which CI installs.
 NEEDED = {
     "jax_model": "jax",
     "metrics": "prometheus_client",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
-import subprocess
 import sys
 from typing import Any
 
@@ -18,15 +18,15 @@ from tests.stage import Stage
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="needs opentelemetry-sdk")
 
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider  # noqa: E402
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import (  # noqa: E402
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import (
     InMemorySpanExporter,
 )
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF  # noqa: E402
-from opentelemetry.trace import SpanKind, StatusCode, get_current_span  # noqa: E402
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_current_span
 
-from predictpool.opentelemetry import OpenTelemetryHooks  # noqa: E402
+from predictpool.opentelemetry import OpenTelemetryHooks
 
 pytestmark = POOL_TEST
 
@@ -68,8 +68,14 @@ def links(span: ReadableSpan) -> list[int]:
     return [link.context.span_id for link in span.links]
 
 
+def context_of(span: ReadableSpan) -> SpanContext:
+    context = span.get_span_context()
+    assert context is not None
+    return context
+
+
 def id_of(span: ReadableSpan) -> int:
-    return span.get_span_context().span_id
+    return context_of(span).span_id
 
 
 async def test_a_request_is_a_child_of_its_caller_and_linked_with_its_batch(spans: Spans) -> None:
@@ -92,8 +98,12 @@ async def test_a_request_is_a_child_of_its_caller_and_linked_with_its_batch(span
     expected = {"pool": "two", "rows": 2, "outcome": "answered", "slot": 0}
     assert facts == {**expected, "batch.id": number, "batch.rows": 2}
     assert attributes(batch) == {
-        **{"pool": "two", "outcome": "answered", "slot": 0},
-        **{"batch.id": number, "batch.rows": 2, "batch.requests": 1},
+        "pool": "two",
+        "outcome": "answered",
+        "slot": 0,
+        "batch.id": number,
+        "batch.rows": 2,
+        "batch.requests": 1,
     }
     assert request.status.status_code is batch.status.status_code is StatusCode.UNSET
     assert request.instrumentation_scope is not None
@@ -121,8 +131,8 @@ async def test_requests_of_one_batch_keep_their_own_callers(stage: Stage, spans:
         stage.let_go(2)
     requests = {span.parent.span_id: span for span in spans.requests if span.parent is not None}
     second, third = (requests[parents[name].span_id] for name in ("second", "third"))
-    assert second.get_span_context().trace_id == parents["second"].trace_id
-    assert third.get_span_context().trace_id == parents["third"].trace_id
+    assert context_of(second).trace_id == parents["second"].trace_id
+    assert context_of(third).trace_id == parents["third"].trace_id
     (batch,) = [span for span in spans.batches if attributes(span)["batch.requests"] == 2]
     assert sorted(links(batch)) == sorted([id_of(second), id_of(third)])
     assert links(second) == links(third) == [id_of(batch)]
@@ -130,8 +140,8 @@ async def test_requests_of_one_batch_keep_their_own_callers(stage: Stage, spans:
     assert batch.parent.span_id in links(batch)
 
 
-async def test_errors_are_recorded_with_the_request(stage: Stage, spans: Spans) -> None:
-    def fail(x: Any) -> Any:
+async def test_errors_are_recorded_with_the_request(spans: Spans) -> None:
+    def fail(_: Any) -> Any:
         raise ArithmeticError("no such number\nin my books")
 
     async with PredictorPool(calling(fail), workers=1, hooks=[spans.hooks]) as pool:
@@ -211,10 +221,14 @@ async def test_without_an_sdk_requests_are_answered(caplog: pytest.LogCaptureFix
 
 
 @ONE_LOOP
-async def test_without_the_library_one_line_says_what_to_install() -> None:
-    code = "import sys; sys.modules['opentelemetry'] = None; import predictpool.opentelemetry"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.stderr.splitlines()[-1] == (
-        "ImportError: predictpool.opentelemetry needs opentelemetry-api: "
+async def test_without_the_library_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.context", None)
+    monkeypatch.delitem(sys.modules, "predictpool.opentelemetry")
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module("predictpool.opentelemetry")
+    assert str(caught.value) == (
+        "predictpool.opentelemetry needs opentelemetry-api: "
         'pip install "predictpool[opentelemetry]"'
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,10 +23,10 @@ from tests.stage import Stage
 
 pytest.importorskip("prometheus_client", reason="needs prometheus-client")
 
-import prometheus_client  # noqa: E402
-from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+import prometheus_client
+from prometheus_client.parser import text_string_to_metric_families
 
-from predictpool.prometheus import PrometheusHooks  # noqa: E402
+from predictpool.prometheus import PrometheusHooks
 
 pytestmark = POOL_TEST
 
@@ -116,6 +116,11 @@ async def test_what_waits_and_runs_is_read_when_it_is_scraped(
     assert value("requests_total", outcome="answered") == 3
 
 
+async def restarted(pool: PredictorPool[Any]) -> None:
+    """Wait until a worker is started in place of one that died."""
+    await until(lambda: pool.statistics().restarts == 1)
+
+
 async def test_deaths_and_restarts_are_counted_and_stay(
     registry: prometheus_client.CollectorRegistry, value: Value
 ) -> None:
@@ -124,7 +129,7 @@ async def test_deaths_and_restarts_are_counted_and_stay(
         async with PredictorPool(doubling(), workers=1, name="two", hooks=[hooks]) as pool:
             await pool.predict([1.0])
             os.kill(pids_of(pool)[0], signal.SIGKILL)
-            await until(lambda pool=pool: pool.statistics().restarts == 1)
+            await restarted(pool)
             assert value("worker_restarts_total") == deaths
             await pool.wait_ready()
         assert value("worker_losses_total", cause="SIGKILL") == deaths
@@ -212,10 +217,13 @@ async def test_a_second_set_in_one_registry_is_refused(
 
 
 @ONE_LOOP
-async def test_without_the_library_one_line_says_what_to_install() -> None:
-    code = "import sys; sys.modules['prometheus_client'] = None; import predictpool.prometheus"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.stderr.splitlines()[-1] == (
-        "ImportError: predictpool.prometheus needs prometheus-client: "
-        'pip install "predictpool[prometheus]"'
+async def test_without_the_library_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "predictpool.prometheus")
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module("predictpool.prometheus")
+    assert str(caught.value) == (
+        'predictpool.prometheus needs prometheus-client: pip install "predictpool[prometheus]"'
     )

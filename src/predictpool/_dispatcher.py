@@ -366,11 +366,15 @@ class Dispatcher:
                     outcome = outputs.part(start, stop, share, call.one)
                 else:
                     outcome = rows[start]
-                self._scheduler.answer(call)
-                if self.teller is not None:
-                    self.teller.ended(call, "answered")
-                self._answers.append((call.waiter, outcome))
-                _let_go(call)
+                if isinstance(outcome, Failed):
+                    self._scheduler.blame(call)
+                    self._fail(call, outcome.error)
+                else:
+                    self._scheduler.answer(call)
+                    if self.teller is not None:
+                        self.teller.ended(call, "answered")
+                    self._answers.append((call.waiter, outcome))
+                    _let_go(call)
             start = stop
 
     def _blame(self, batch: Batch, failure: Failure) -> None:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from predictpool._launcher import End
 from predictpool._scheduler import Batch, Request
@@ -137,8 +137,9 @@ class RequestEnded:
 
     Attributes:
         request: as it was told when it was made.
-        outcome: what `PoolStatistics` counts it as, but for invalid features: those are
-            ``"invalid"`` here and among the failed ones there.
+        outcome: ``"answered"``, ``"failed"``, ``"invalid"``, ``"cancelled"``, ``"timed_out"`` or
+            ``"refused"``: what `PoolStatistics` counts it as, where invalid ones are among the
+            failed.
         waited: seconds in the queue, until a worker got it for the last time.
         ran: seconds in that worker; 0.0 if it waited when it ended.
         batch: the last batch that it ran in, or None.
@@ -156,7 +157,7 @@ class RequestEnded:
 # --- hooks -------------------------------------------------------------------------
 
 
-class Hooks(Protocol):
+class Hooks:
     """Whom a pool tells what happens: ``PredictorPool(..., hooks=[...])``.
 
     Make a class from it with the methods you need; the others do nothing. They are called on
@@ -189,16 +190,7 @@ class Hooks(Protocol):
         """A worker has done with a batch; the slot's next one may have started already."""
 
 
-_EVENTS: Final = (
-    "pool_opened",
-    "pool_closed",
-    "worker_ready",
-    "worker_lost",
-    "request_submitted",
-    "request_ended",
-    "batch_started",
-    "batch_ended",
-)
+_EVENTS: Final = tuple(name for name in vars(Hooks) if not name.startswith("_"))
 
 
 def checked_hooks(hooks: Any) -> tuple[Hooks, ...]:
@@ -215,15 +207,10 @@ def checked_hooks(hooks: Any) -> tuple[Hooks, ...]:
 
 
 def _check_hook(hook: Any) -> None:
-    if isinstance(hook, type):  # which has all the names
+    if not isinstance(hook, Hooks):
         raise TypeError(
-            f"hooks has the class {hook.__name__}, expected one made from it: {hook.__name__}()"
-        )
-    lacking = [event for event in _EVENTS if not callable(getattr(hook, event, None))]
-    if lacking:
-        raise TypeError(
-            f"hooks has {hook!r}, which lacks {', '.join(lacking)}: make its class from Hooks, "
-            "which has them all"
+            f"hooks has {hook!r}, expected an object whose class is made from Hooks, such as "
+            "PrometheusHooks()"
         )
     for event in _EVENTS:
         if inspect.iscoroutinefunction(getattr(hook, event)):
@@ -296,9 +283,7 @@ class Teller:
         self._tell("request_submitted", fact)
         self._tell("request_ended", RequestEnded(fact, outcome, 0.0, 0.0, None, error))
 
-    def ended(
-        self, request: Request, outcome: Outcome, error: BaseException | None = None
-    ) -> None:
+    def ended(self, request: Request, outcome: Outcome, error: BaseException | None = None) -> None:
         """Tell of the end of a request that has waited."""
         told, now = self._requests.pop(request), self._clock()
         started = request.started_at or now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from typing import Final
 
 from predictpool._hooks import BatchEnded, BatchStarted, Hooks, RequestEnded, RequestSubmitted
 
@@ -23,6 +24,9 @@ except ImportError as error:
         'pip install "predictpool[opentelemetry]"'
     ) from error
 
+# Here, because looking it up reads files, and hooks may be made on the event loop.
+_VERSION: Final = importlib.metadata.version("predictpool")
+
 
 class OpenTelemetryHooks(Hooks):
     """Makes a span of each request, and one of each batch, to which its requests link.
@@ -36,8 +40,7 @@ class OpenTelemetryHooks(Hooks):
     """
 
     def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
-        version = importlib.metadata.version("predictpool")
-        self._tracer = get_tracer("predictpool", version, tracer_provider)
+        self._tracer = get_tracer("predictpool", _VERSION, tracer_provider)
         self._requests: dict[int, Span] = {}
         self._batches: dict[int, Span] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -166,23 +167,28 @@ class _Now(Collector):
 
     def __init__(self) -> None:
         self._open: list[PoolOpened] = []
-        # A counter must not fall when a pool closes.
+        # A counter must not fall when a pool closes, not even for one scrape.
         self._past_restarts: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
 
     def opened(self, pool: PoolOpened) -> None:
         """Ask this pool, too."""
-        self._open.append(pool)
+        with self._lock:
+            self._open.append(pool)
 
     def closed(self, pool: PoolOpened) -> None:
         """Ask this pool no more."""
-        self._open.remove(pool)
         now = pool.statistics()
-        if now is not None:
-            self._past_restarts[pool.pool] += now.restarts
+        with self._lock:
+            self._open.remove(pool)
+            if now is not None:
+                self._past_restarts[pool.pool] += now.restarts
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics as they are now; called at each scrape."""
-        pools = [(pool.pool, pool.statistics()) for pool in tuple(self._open)]
+        with self._lock:
+            pools = [(pool.pool, pool.statistics()) for pool in self._open]
+            past = dict(self._past_restarts)
         alive = [(name, now) for name, now in pools if now is not None]
         for field, name, text in _GAUGES:
             gauge = GaugeMetricFamily(name, text, labels=["pool"])
@@ -194,7 +200,7 @@ class _Now(Collector):
             "Workers that were started in place of one that died.",
             labels=["pool"],
         )
-        for pool, value in _totals(alive, "restarts", self._past_restarts).items():
+        for pool, value in _totals(alive, "restarts", past).items():
             restarts.add_metric([pool], value)
         yield restarts
 
