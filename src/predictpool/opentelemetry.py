@@ -18,11 +18,11 @@ try:
         get_tracer,
         set_span_in_context,
     )
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "predictpool.opentelemetry needs opentelemetry-api: "
         'pip install "predictpool[opentelemetry]"'
-    ) from error
+    ) from _error
 
 # Here, because looking it up reads files, and hooks may be made on the event loop.
 _VERSION: Final = importlib.metadata.version("predictpool")

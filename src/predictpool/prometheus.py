@@ -25,10 +25,10 @@ try:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         'predictpool.prometheus needs prometheus-client: pip install "predictpool[prometheus]"'
-    ) from error
+    ) from _error
 
 # From half a millisecond, which a small model takes, to the pool's own timeout.
 _SECONDS: Final = (
