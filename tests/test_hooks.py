@@ -512,7 +512,10 @@ async def test_a_pool_without_hooks_tells_nobody() -> None:
 
 
 @ONE_LOOP
-async def test_requests_that_end_with_the_pool_are_told_before_its_end(stage: Stage) -> None:
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_requests_that_end_with_the_pool_are_told_before_its_end(
+    stage: Stage, cancelled: bool
+) -> None:
     notebook = Notebook()
     async with (
         PredictorPool(
@@ -523,7 +526,10 @@ async def test_requests_that_end_with_the_pool_are_told_before_its_end(stage: St
         group.start_soon(gathered, pool, [1.0], [2.0])
         await stage.hears()
         await until_waiting(pool, 1)
-        await pool.aclose()
+        with anyio.CancelScope() as scope:
+            if cancelled:  # then nobody waits for the ends of the workers
+                scope.cancel()
+            await pool.aclose()
     assert notebook.outcomes == {"failed": 2}
     assert all(isinstance(f.error, PoolClosed) for f in notebook.of("request_ended"))
     assert [fact.outcome for fact in notebook.of("batch_ended")] == ["lost"]

@@ -17,7 +17,7 @@ import anyio.to_thread
 import numpy as np
 import pytest
 
-from predictpool import InvalidFeatures, PredictorPool
+from predictpool import InvalidFeatures, PoolTimeout, PredictorPool
 from tests.pools import ONE_LOOP, POOL_TEST, doubling, held, pids_of, until, until_waiting
 from tests.stage import Stage
 
@@ -93,6 +93,19 @@ async def test_requests_are_counted_and_timed(
 
 
 _TIMES = ("request_seconds", "request_wait_seconds", "batch_seconds")
+
+
+async def test_requests_without_an_answer_have_a_time_but_no_rows(
+    registry: prometheus_client.CollectorRegistry, value: Value
+) -> None:
+    hooks = PrometheusHooks(registry)
+    async with PredictorPool(doubling(), workers=1, name="two", hooks=[hooks]) as pool:
+        await pool.predict([1.0])
+        with pytest.raises(PoolTimeout):
+            await pool.predict([1.0, 2.0], timeout=0)
+    assert value("requests_total", outcome="timed_out") == 1
+    assert value("request_seconds_count") == value("request_wait_seconds_count") == 2
+    assert value("rows_total") == 1
 
 
 async def test_what_waits_and_runs_is_read_when_it_is_scraped(

@@ -516,6 +516,18 @@ def test_the_requests_of_a_lost_worker_run_again_alone_and_first() -> None:
     assert [second.requests, third.requests, fourth.requests] == [[one], [mate], [later]]
 
 
+def test_a_request_that_is_to_run_again_has_not_started() -> None:
+    pool = scheduler()
+    one = request()
+    add(pool, one, 1.0)
+    pool.worker_ready(0, 2.0)
+    assert one.started_at == 2.0
+    pool.worker_lost(0, Lost, 3.0)
+    assert one.started_at == 0.0
+    pool.worker_ready(1, 4.0)
+    assert one.started_at == 4.0
+
+
 def test_the_requests_of_a_lost_worker_run_again_at_once_where_workers_are_idle() -> None:
     pool = scheduler()
     requests = [request() for _ in range(3)]

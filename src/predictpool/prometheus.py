@@ -69,8 +69,7 @@ class PrometheusHooks(Hooks):
 
     def pool_opened(self, fact: PoolOpened) -> None:
         """Begin with every counter of the pool at 0."""
-        if fact.pool not in self._pools:
-            self._pools[fact.pool] = self._metrics.of(fact.pool)
+        self._pools[fact.pool] = self._metrics.of(fact.pool)
         self._now.opened(fact)
 
     def pool_closed(self, fact: PoolOpened) -> None:
