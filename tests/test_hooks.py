@@ -192,6 +192,7 @@ async def test_every_outcome_is_told_once(stage: Stage) -> None:
         with pytest.raises(InvalidFeatures):
             await pool.predict({})
         running.cancel()
+        await until(lambda: pool.statistics().cancelled == 2)
         stage.let_go(2)
     agrees(notebook, pool.statistics())
     ends = {fact.outcome: fact for fact in notebook.of("request_ended")}
