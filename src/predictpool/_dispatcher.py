@@ -199,8 +199,6 @@ class Dispatcher:
             if self._scheduler.blame(request):
                 self._fail(request, error())
         self._carry_out(self._scheduler.fail_all(error))
-        if self.teller is not None:
-            self.teller.all_lost(self._clock())
 
     # --- workers -------------------------------------------------------------------
 
