@@ -10,6 +10,7 @@ import random
 import signal
 from collections import Counter
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -487,16 +488,28 @@ class Async(Hooks):
         pass
 
 
+class Partial:
+    def request_ended(self, fact: RequestEnded) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("hooks", "message"),
     [
+        ([Partial()], r"hooks has <.*Partial.*>, expected an object with all methods of Hooks"),
         (None, r"hooks is None, expected a list of Hooks: hooks=\[...\]"),
         (Notebook(), r"hooks is <.*>, expected a list of Hooks"),
-        ([Notebook], r"hooks has <class '.*Notebook'>, expected an object whose class is made"),
-        ([print], "hooks has <built-in function print>, expected an object whose class is made"),
+        (
+            [Notebook],
+            r"hooks has <class '.*Notebook'>, expected an object with all methods of Hooks",
+        ),
+        (
+            [print],
+            "hooks has <built-in function print>, expected an object with all methods of Hooks",
+        ),
         ([Async()], "request_ended of <.*> is an `async def`, .*: make it a `def`"),
     ],
-    ids=["None", "no list", "class", "no hooks", "async"],
+    ids=["a part", "None", "no list", "class", "no hooks", "async"],
 )
 @ONE_LOOP
 async def test_what_is_no_list_of_hooks_is_refused(hooks: Any, message: str) -> None:
@@ -535,3 +548,12 @@ async def test_requests_that_end_with_the_pool_are_told_before_its_end(
     assert all(isinstance(f.error, PoolClosed) for f in notebook.of("request_ended"))
     assert [fact.outcome for fact in notebook.of("batch_ended")] == ["lost"]
     assert notebook.facts[-1][0] == "pool_closed"
+
+
+@ONE_LOOP
+async def test_any_object_with_all_methods_is_a_hook() -> None:
+    told: list[object] = []
+    duck = SimpleNamespace(**{event: told.append for event in dir(Hooks) if event[0] != "_"})
+    async with PredictorPool(doubling(), workers=1, hooks=[duck]) as pool:
+        await pool.predict(np.ones((3, 1)))
+    assert {type(fact) for fact in told} >= {PoolOpened, WorkerReady, RequestEnded, BatchEnded}

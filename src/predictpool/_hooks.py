@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from predictpool._launcher import End
 from predictpool._scheduler import Batch, Request
@@ -157,37 +157,47 @@ class RequestEnded:
 # --- hooks -------------------------------------------------------------------------
 
 
-class Hooks:
+@runtime_checkable
+class Hooks(Protocol):
     """Whom a pool tells what happens: ``PredictorPool(..., hooks=[...])``.
 
-    Make a class from it with the methods you need; the others do nothing. They are called on
-    the event loop, where requests wait for them: they must not block, and cannot await. What
-    they raise is logged, once for each method, and breaks nothing.
+    Make a class from it with the methods you need, the others do nothing; or write all of them
+    in any class. They are called on the event loop, where requests wait for them: they must
+    not block, and cannot await. What they raise is logged, once for each method, and breaks
+    nothing.
     """
 
     def pool_opened(self, fact: PoolOpened) -> None:
         """A pool begins to start its workers."""
+        return
 
     def pool_closed(self, fact: PoolOpened) -> None:
         """It has ended, and with it every request, or it could not be opened."""
+        return
 
     def worker_ready(self, fact: WorkerReady) -> None:
         """A worker has loaded its predictor: at the start, after a death, after a reload."""
+        return
 
     def worker_lost(self, fact: WorkerLost) -> None:
         """A worker has died."""
+        return
 
     def request_submitted(self, fact: RequestSubmitted) -> None:
         """A request was made."""
+        return
 
     def request_ended(self, fact: RequestEnded) -> None:
         """It has its outcome."""
+        return
 
     def batch_started(self, fact: BatchStarted) -> None:
         """A batch goes to a worker."""
+        return
 
     def batch_ended(self, fact: BatchEnded) -> None:
         """A worker has done with a batch; the slot's next one may have started already."""
+        return
 
 
 _EVENTS: Final = tuple(name for name in vars(Hooks) if not name.startswith("_"))
@@ -207,10 +217,10 @@ def checked_hooks(hooks: Any) -> tuple[Hooks, ...]:
 
 
 def _check_hook(hook: Any) -> None:
-    if not isinstance(hook, Hooks):
+    if isinstance(hook, type) or not isinstance(hook, Hooks):
         raise TypeError(
-            f"hooks has {hook!r}, expected an object whose class is made from Hooks, such as "
-            "PrometheusHooks()"
+            f"hooks has {hook!r}, expected an object with all methods of Hooks, such as "
+            "PrometheusHooks(); make its class from Hooks, and it has them"
         )
     for event in _EVENTS:
         if inspect.iscoroutinefunction(getattr(hook, event)):
