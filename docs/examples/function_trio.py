@@ -26,7 +26,7 @@ async def main():
                 answer = await pool.predict_one({"x": [number, 0, 1]})
                 answers[number] = float(answer["score"])
             except TooManyRequests:
-                answers[number] = None  # a web application would answer 503 here
+                answers[number] = None  # a web application would answer 429 here
 
         async with trio.open_nursery() as nursery:
             for number in range(100):
