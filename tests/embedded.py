@@ -23,7 +23,7 @@ OutputsT = TypeVar("OutputsT")
 HELD = -1  # until the test lets it go
 KILLED = -2
 BROKEN = -3
-LATE = -4  # held, and its time is over at once
+LATE = -4  # has hardly any time
 CLOSED = -5  # comes when the pool has been closed
 
 SECRET = "what the model says is not for clients"
@@ -53,7 +53,7 @@ class StagedPredictor:
     def predict(self, features: Any) -> Any:
         """Do what the first age stands for."""
         age = features["age"][0]
-        if age in (HELD, LATE):
+        if age == HELD:
             self._door.hold("predicting")
         elif age == KILLED:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -74,7 +74,7 @@ class StagedPool(PredictorPool[OutputsT]):
         super().__init__(StagedPredictor(predictor), **options)
 
     async def predict(self, features: Any, **options: Any) -> OutputsT:
-        """Predict, in no time if the age says so."""
+        """Predict; some ages are about the pool."""
         ages = features.get("age", [0])
         if ages == [LATE]:
             options["timeout"] = 0.01

@@ -2,7 +2,7 @@
 
 Run this file and ask it::
 
-    curl localhost:8000/predict -d '{"age": [39, 52], "hours_per_week": [40, 60]}'
+    curl localhost:8000/predict --json '{"age": [39, 52], "hours_per_week": [40, 60]}'
 """
 
 import os
@@ -60,7 +60,7 @@ async def lifetime(app: web.Application) -> AsyncIterator[None]:
 
 # --- errors ---------------------------------------------------------------------------
 
-STATUS = {
+STATUS: dict[type[Exception], int] = {
     InvalidFeatures: 422,
     TooManyRequests: 429,
     PoolClosed: 503,
@@ -76,7 +76,7 @@ async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
     except tuple(STATUS) as error:
         status = next(STATUS[kind] for kind in STATUS if isinstance(error, kind))
         message = str(error).partition("\n")[0]  # a worker's traceback may follow
-        body = {"error": type(error).__name__, "message": message}
+        body: dict[str, Any] = {"error": type(error).__name__, "message": message}
         if isinstance(error, InvalidFeatures):
             body |= {"feature": error.feature, "given": error.given, "expected": error.expected}
         headers = {"Retry-After": "1"} if status in (429, 503) else None

@@ -2,7 +2,7 @@
 
 Run this file, or ``uvicorn django_app:application``, and ask it::
 
-    curl localhost:8000/predict -d '{"age": [39, 52], "hours_per_week": [40, 60]}'
+    curl localhost:8000/predict --json '{"age": [39, 52], "hours_per_week": [40, 60]}'
 """
 
 import json
@@ -56,7 +56,7 @@ predictor = FunctionPredictor(
 
 # --- errors ---------------------------------------------------------------------------
 
-STATUS = {
+STATUS: dict[type[Exception], int] = {
     InvalidFeatures: 422,
     TooManyRequests: 429,
     PoolClosed: 503,
@@ -68,7 +68,7 @@ STATUS = {
 def refusal(error: Exception) -> JsonResponse:
     status = next(STATUS[kind] for kind in STATUS if isinstance(error, kind))
     message = str(error).partition("\n")[0]  # a worker's traceback may follow: not for clients
-    body = {"error": type(error).__name__, "message": message}
+    body: dict[str, Any] = {"error": type(error).__name__, "message": message}
     if isinstance(error, InvalidFeatures):
         body |= {"feature": error.feature, "given": error.given, "expected": error.expected}
     headers = {"Retry-After": "1"} if status in (429, 503) else None

@@ -87,7 +87,7 @@ Pool = Annotated[PredictorPool[Arrays], Depends(pool_of)]
 
 # --- errors ---------------------------------------------------------------------------
 
-STATUS = {
+STATUS: dict[type[Exception], int] = {
     InvalidFeatures: 422,
     TooManyRequests: 429,
     PoolClosed: 503,
@@ -99,7 +99,7 @@ STATUS = {
 async def refuse(request: Request, error: Exception) -> Response:
     status = next(STATUS[kind] for kind in STATUS if isinstance(error, kind))
     message = str(error).partition("\n")[0]  # a worker's traceback may follow: not for clients
-    body = {"error": type(error).__name__, "message": message}
+    body: dict[str, Any] = {"error": type(error).__name__, "message": message}
     if isinstance(error, InvalidFeatures):
         body |= {"feature": error.feature, "given": error.given, "expected": error.expected}
     headers = {"Retry-After": "1"} if status in (429, 503) else None

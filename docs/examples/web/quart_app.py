@@ -66,7 +66,7 @@ async def lifetime() -> AsyncGenerator[None, None]:
 
 # --- errors ---------------------------------------------------------------------------
 
-STATUS = {
+STATUS: dict[type[Exception], int] = {
     InvalidFeatures: 422,
     TooManyRequests: 429,
     PoolClosed: 503,
@@ -78,7 +78,7 @@ STATUS = {
 async def refuse(error: Exception) -> tuple[dict[str, Any], int, dict[str, str]]:
     status = next(STATUS[kind] for kind in STATUS if isinstance(error, kind))
     message = str(error).partition("\n")[0]  # a worker's traceback may follow: not for clients
-    body = {"error": type(error).__name__, "message": message}
+    body: dict[str, Any] = {"error": type(error).__name__, "message": message}
     if isinstance(error, InvalidFeatures):
         body |= {"feature": error.feature, "given": error.given, "expected": error.expected}
     return body, status, {"Retry-After": "1"} if status in (429, 503) else {}

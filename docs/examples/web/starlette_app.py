@@ -2,7 +2,7 @@
 
 Run this file, or ``uvicorn starlette_app:app``, and ask it::
 
-    curl localhost:8000/predict -d '{"age": [39, 52], "hours_per_week": [40, 60]}'
+    curl localhost:8000/predict --json '{"age": [39, 52], "hours_per_week": [40, 60]}'
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[State]:
 
 # --- errors ---------------------------------------------------------------------------
 
-STATUS = {
+STATUS: dict[type[Exception], int] = {
     InvalidFeatures: 422,
     TooManyRequests: 429,
     PoolClosed: 503,
@@ -80,17 +80,17 @@ STATUS = {
 }
 
 
-async def refuse(request: Request[State], error: Exception) -> Response:
+async def refuse(request: Request, error: Exception) -> Response:
     status = next(STATUS[kind] for kind in STATUS if isinstance(error, kind))
     message = str(error).partition("\n")[0]  # a worker's traceback may follow: not for clients
-    body = {"error": type(error).__name__, "message": message}
+    body: dict[str, Any] = {"error": type(error).__name__, "message": message}
     if isinstance(error, InvalidFeatures):
         body |= {"feature": error.feature, "given": error.given, "expected": error.expected}
     headers = {"Retry-After": "1"} if status in (429, 503) else None
     return JSONResponse(body, status, headers)
 
 
-async def nobody_listens(request: Request[State], error: Exception) -> Response:
+async def nobody_listens(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # for logs alone
 
 
