@@ -27,6 +27,7 @@ LATE = -4  # has hardly any time
 CLOSED = -5  # comes when the pool has been closed
 
 SECRET = "what the model says is not for clients"
+CLOSED_ITSELF = "the application has closed its pool"
 
 
 class StagedPredictor:
@@ -81,6 +82,11 @@ class StagedPool(PredictorPool[OutputsT]):
         elif ages == [CLOSED]:
             await self.aclose()
         return await super().predict(features, **options)
+
+    async def aclose(self) -> None:
+        """Close, and log that it was done."""
+        await super().aclose()
+        os.write(2, f"{CLOSED_ITSELF}\n".encode())
 
 
 if __name__ == "__main__":

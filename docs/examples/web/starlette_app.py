@@ -82,7 +82,8 @@ STATUS: dict[type[Exception], int] = {
 
 async def refuse(request: Request, error: Exception) -> Response:
     status = next(STATUS[kind] for kind in STATUS if isinstance(error, kind))
-    message = str(error).partition("\n")[0]  # a worker's traceback may follow: not for clients
+    # What happened to a worker is for the log, and there it is.
+    message = "no worker can answer" if isinstance(error, WorkerError) else str(error)
     body: dict[str, Any] = {"error": type(error).__name__, "message": message}
     if isinstance(error, InvalidFeatures):
         body |= {"feature": error.feature, "given": error.given, "expected": error.expected}
