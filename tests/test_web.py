@@ -346,7 +346,11 @@ nbformat.write(notebook, sys.argv[2])
     needs.version_of("nbclient") is None or needs.version_of("ipykernel") is None,
     reason="needs nbclient, ipykernel",
 )
-def test_the_notebook_says_what_it_shows(tmp_path: Path, nothing_left: Family) -> None:
+def test_the_notebook_says_what_it_shows(
+    tmp_path: Path, nothing_left: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # otherwise they write into one's home
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
     source, executed = ROOT / "docs" / "examples" / "notebook.ipynb", tmp_path / "executed.ipynb"
     done = subprocess.run(
         [sys.executable, "-c", EXECUTE, source, executed],
