@@ -257,6 +257,7 @@ def test_errors_have_their_status(example: Example, stage: Stage, tmp_path: Path
         status, body = answer(server.ask(embedded.BROKEN))
         assert status == 500
         assert embedded.SECRET not in str(body)
+        until(lambda: embedded.SECRET in server.log)
         until(lambda: "SIGKILL" in server.log)
         assert refusal(server.ask(embedded.CLOSED)) == (503, "PoolClosed", "1")
 

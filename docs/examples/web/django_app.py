@@ -78,7 +78,16 @@ def refusal(error: Exception) -> JsonResponse:
 
 # --- requests; in a project, its settings, urls.py and views.py -----------------------
 
-settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["localhost", "127.0.0.1"])
+settings.configure(
+    ROOT_URLCONF=__name__,
+    ALLOWED_HOSTS=["localhost", "127.0.0.1"],
+    LOGGING={  # by itself Django shows a view's exception to nobody unless DEBUG is set
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"console": {"class": "logging.StreamHandler"}},
+        "root": {"handlers": ["console"]},
+    },
+)
 
 
 def pool_of(request: ASGIRequest) -> PredictorPool[Arrays]:
