@@ -26,6 +26,7 @@ from benchmarks import (
     overload,
     report,
     saved_models,
+    serve,
     soak,
     startup,
     steps,
@@ -125,6 +126,18 @@ def measure_throughput(model: Model, options: Options) -> Measured:
     return measured(found, [*throughput.goals(found), *soundness], throughput.show, soundness)
 
 
+def measure_serve(model: Model, options: Options) -> Measured:
+    """Run ``serve``."""
+    found = serve.run(
+        model,
+        quick=options.quick,
+        note=note,
+        environments=None if options.quick else options.environments,
+    )
+    soundness = judged.soundness(found.peers)
+    return measured(found, [*serve.goals(found), *soundness], serve.show, soundness)
+
+
 def measure_budget(model: Model, options: Options) -> Measured:
     """Run ``budget``."""
     size, lines = budget.run(model, quick=options.quick, note=note)
@@ -214,6 +227,7 @@ def measured(
 MEASURES: dict[str, Callable[[Model, Options], Measured]] = {
     "latency": measure_latency,
     "throughput": measure_throughput,
+    "serve": measure_serve,
     "budget": measure_budget,
     "echo": measure_echo,
     "large": measure_large,
@@ -223,7 +237,7 @@ MEASURES: dict[str, Callable[[Model, Options], Measured]] = {
     "overload": measure_overload,
     "soak": measure_soak,
 }
-WITH_MODEL = ("latency", "throughput", "budget", "startup", "memory")
+WITH_MODEL = ("latency", "throughput", "serve", "budget", "startup", "memory")
 
 
 def note(what: str) -> None:
@@ -264,8 +278,8 @@ def parse() -> Options:
         "--environments",
         type=Path,
         default=environments.DEFAULT,
-        help="where throughput and large find the peers that `environments` has installed; the "
-        "quick run leaves them out (default: %(default)s)",
+        help="where throughput, serve and large find the peers that `environments` has installed; "
+        "the quick run leaves them out (default: %(default)s)",
     )
     lasting = parser.add_argument_group("soak and overload, which need no model")
     lasting.add_argument("--minutes", type=float, help="default: 10 for soak, 1 for overload")

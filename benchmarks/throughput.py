@@ -179,7 +179,7 @@ def run(model: Model, *, quick: bool, note: Note, environments: Path | None = No
             contender.result()
         failed = peers.start(there, model, note, started)
         asked += [peer for peer in there if peer.name in started]
-        check(started)
+        check(started, LIMIT)
         turns = [(name, level) for level in IN_PROCESS_LEVELS for name in in_process]
         turns += [(service.name, level) for level in LEVELS for service in asked]
         outcomes: Outcomes = {turn: [] for turn in turns}
@@ -205,12 +205,12 @@ def take_turns(
             outcomes[name, level].append(outcome)
 
 
-def check(started: dict[str, Contender]) -> None:
+def check(started: dict[str, Contender], in_process: str) -> None:
     """Raise `harness.ContenderFailed` unless all answer like the predictor in process.
 
     As many callers ask at once as there are rows, so batches are answered too.
     """
-    expected = started[LIMIT].order("answer", CHECKED_ROWS)
+    expected = started[in_process].order("answer", CHECKED_ROWS)
     for name, contender in started.items():
         answers = contender.order("answer", CHECKED_ROWS)
         for row, (given, wanted) in enumerate(zip(answers, expected, strict=True)):

@@ -367,10 +367,10 @@ def test_a_contender_that_answers_otherwise_than_the_estimator_voids_the_run(
 def test_a_service_that_answers_with_anothers_rows_voids_the_run() -> None:
     both = [answer(0.1), answer(0.9)]
     good: Any = {throughput.LIMIT: Answers(both), throughput.POOL: Answers(both)}
-    throughput.check(good)
+    throughput.check(good, throughput.LIMIT)
     bad: Any = {**good, throughput.POOL: Answers(both[::-1])}
     with pytest.raises(ContenderFailed, match="pool, generator, asyncio answered row 0"):
-        throughput.check(bad)
+        throughput.check(bad, throughput.LIMIT)
 
 
 class Answers:

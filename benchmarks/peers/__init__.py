@@ -55,6 +55,7 @@ def _known(few: float, many: float) -> dict[int, float]:
 
 ALL = (
     Peer("Ray actors", "ray", "ray_actors", False, _known(697, 730)),
+    Peer("Ray Serve, batching", "ray", "ray_serve", True, _known(219, 247)),
     Peer("LitServe", "litserve", "litserve_server", False, _known(732, 727)),
     Peer("LitServe, batching", "litserve", "litserve_server", True, _known(708, 716)),
     Peer("mosec", "mosec", "mosec_server", False, _known(1182, 1219)),

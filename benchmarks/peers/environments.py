@@ -7,6 +7,7 @@ is ever older than the code.
 """
 
 import argparse
+import re
 import subprocess
 import tomllib
 import venv
@@ -33,7 +34,7 @@ PEERS = {
     "mlserver": "mlserver~=1.7.1",
     "mosec": "mosec~=0.9.8",
     "pytriton": "nvidia-pytriton~=0.7.0",
-    "ray": "ray~=2.60",
+    "ray": "ray[serve]~=2.60",
 }
 # What the client of each needs; one client for all, so that none pays for another's.
 CLIENT = ("aiohttp>=3.10", "msgpack>=1", "orjson>=3", "psutil", "uvloop")
@@ -127,7 +128,7 @@ def python_path() -> str:
 
 
 def _distribution(name: str) -> str:
-    return PEERS[name].partition("~")[0]
+    return re.split(r"[\[~]", PEERS[name])[0]
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":

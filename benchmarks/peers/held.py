@@ -43,20 +43,25 @@ def batching() -> bool:
     return bool(json.loads(os.environ[VARIABLE])["batching"])
 
 
+def model() -> Model:
+    """Return the model that this server is to hold."""
+    said = json.loads(os.environ[VARIABLE])
+    return Model(said["name"], said["directory"])
+
+
 class Held:
     """The model that `told` named, loaded and warm."""
 
     def __init__(self) -> None:
-        said = json.loads(os.environ[VARIABLE])
-        model = Model(said["name"], said["directory"])
-        self._predictor = model.predictor("generator")
+        asked = model()
+        self._predictor = asked.predictor("generator")
         self._predictor.load(Device(threads=1))
         signature = self._predictor.signature
         assert isinstance(signature, Signature)  # derived from the feature columns
         self.features: dict[str, tuple[np.dtype[Any], tuple[Any, ...]]] = {
             name: (spec.dtype, (-1, *spec.shape)) for name, spec in signature.features.items()
         }
-        self.predict_arrays(model.rows(1)[0])
+        self.predict_arrays(asked.rows(1)[0])
 
     def predict_arrays(self, features: Arrays) -> Arrays:
         """Return all outputs for arrays: text is str or bytes in there."""

@@ -46,7 +46,8 @@ class Ends:
 
 
 @contextmanager
-def _ray(variables: dict[str, str]) -> Iterator[None]:
+def running(variables: dict[str, str]) -> Iterator[None]:
+    """Have Ray's processes on this machine, with two cores; workers get these variables."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it would leave a token at home
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as directory:
         ray.init(
@@ -72,7 +73,7 @@ async def opened(model: Model, batching: bool) -> AsyncIterator[Ask]:
         batching: Ray's actors have none.
     """
     assert not batching
-    with _ray(held.told(model, batching)):
+    with running(held.told(model, batching)):
         actors = [ray.remote(num_cpus=1)(Census).remote() for _ in range(ACTORS)]
         example = model.rows(1)[0]
         for actor in actors:
@@ -89,6 +90,6 @@ async def opened(model: Model, batching: bool) -> AsyncIterator[Ask]:
 @asynccontextmanager
 async def opened_large() -> AsyncIterator[Callable[[Any], Awaitable[Any]]]:
     """Start one actor, yield what has it look at an array, and end it."""
-    with _ray({}):
+    with running({}):
         actor = ray.remote(num_cpus=1)(Ends).remote()
         yield actor.ends.remote

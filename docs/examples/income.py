@@ -53,5 +53,6 @@ async def main():
         print(pool)
 
 
-train()
-asyncio.run(main())
+if __name__ == "__main__":
+    train()
+    asyncio.run(main())
