@@ -353,6 +353,17 @@ def run_python(*arguments: str, cwd: Path, **options: Any) -> subprocess.Complet
     )
 
 
+def test_a_module_that_opens_a_pool_whenever_it_is_imported_is_told_of_the_main_guard(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "models.py").write_text(SCRIPT + RUN, encoding="utf-8")
+    run = run_python("-c", "import models", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "WorkerStartError" in run.stderr
+    assert 'under `if __name__ == "__main__":`' in run.stderr
+    assert answers(run.stdout) == []
+
+
 @pytest.mark.parametrize("harmless", ["GRP = 1", "raise ImportError('not this one')"])
 def test_a_script_needs_no_main_guard_and_may_shadow_the_standard_library(
     tmp_path: Path, harmless: str

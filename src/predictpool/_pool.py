@@ -27,6 +27,7 @@ from predictpool._scheduler import Scheduler
 from predictpool._slot import Recipe
 from predictpool._statistics import PoolStatistics, WorkerInfo
 from predictpool._supervisor import Supervisor
+from predictpool._worker import LOADING
 from predictpool.predictors._base import Predictor
 
 OutputsT = TypeVar("OutputsT")
@@ -188,12 +189,19 @@ class PredictorPool(Generic[OutputsT]):
                 the worker's traceback is in it.
             ValueError: ``watch`` is given, and the predictor does not say where its model
                 comes from.
-            RuntimeError: the pool was opened before.
+            RuntimeError: the pool was opened before; or a worker opens one while it loads its
+                predictor, as a module does that has no `__main__` guard.
             OSError: this system lacks what the processes need.
         """
         if self._phase is not _Phase.NEW:
             raise RuntimeError(
                 f"this pool is {self._phase.value}; a pool is opened once: make another one"
+            )
+        if LOADING.is_set():
+            raise RuntimeError(
+                "a worker that loads its predictor opens a pool itself: the predictor's module "
+                "does so whenever it is imported. Put what the module does as a program "
+                'under `if __name__ == "__main__":`'
             )
         recipe = self._recipe(self._predictor)
         backend = current_backend(_weakly(self))

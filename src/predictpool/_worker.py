@@ -10,6 +10,7 @@ import mmap
 import pickle
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,9 @@ from predictpool._features._signature import Signature, SignatureSource, as_arra
 from predictpool._features._spec import Arrays
 from predictpool._wire import Frame, Kind
 from predictpool.predictors._source import ModelSource
+
+# Set in a worker while it loads its predictor.
+LOADING = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,15 @@ def main(connection: socket.socket, buffer: int) -> None:
     first = next(frames, None)
     if first is None:
         return
+    LOADING.set()
     try:
         predictor, ready = _start(pickle.loads(first.payload))
         message = _wire.encode_message(Kind.READY, 0, ready)
     except Exception as error:  # noqa: BLE001 - whatever it is, the application is told
         _send(connection, _wire.encode_message(Kind.START_FAILED, 0, describe(error)))
         return
+    finally:
+        LOADING.clear()
     _send(connection, message)
     encoder, shared = OutputEncoder(), _SharedMemory(buffer)
     for frame in frames:
