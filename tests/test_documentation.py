@@ -21,6 +21,7 @@ NEEDED = {
     "jax_model": "jax",
     "metrics": "prometheus_client",
     "onnx_model": "onnxruntime",
+    "serve": "tritonclient",
     "scikit_learn": "sklearn",
     "torch_model": "torch",
 }

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 if TYPE_CHECKING:
     import typer
 
+    from predictpool._command import CommandError
+
 Result = TypeVar("Result")
 
 
@@ -64,6 +66,7 @@ def _app() -> "typer.Typer":
     _add_demo(app)
     _add_check(app)
     _add_export(app)
+    _add_serve(app)
     return app
 
 
@@ -256,6 +259,129 @@ def _export(
     _show(result, _export.table, as_json)
 
 
+def _add_serve(app: "typer.Typer") -> None:
+    """Give the application its command ``serve``."""
+    import typer
+
+    @app.command()
+    def serve(
+        target: Annotated[
+            str,
+            typer.Argument(
+                metavar="MODULE:PREDICTOR",
+                help="The predictor, as in models.income:predictor; the current directory is on "
+                "Python's path.",
+            ),
+        ],
+        *,
+        name: Annotated[
+            str | None,
+            typer.Option(
+                help="What clients call the model.", show_default="the name of the attribute"
+            ),
+        ] = None,
+        host: Annotated[
+            str, typer.Option(help="Where to listen; 0.0.0.0 for all addresses.")
+        ] = "127.0.0.1",
+        port: Annotated[
+            int, typer.Option(min=0, max=65535, help="0 for one that is free.")
+        ] = 8000,
+        workers: Annotated[
+            int | None,
+            typer.Option(min=1, help="Processes that predict.", show_default="one for each core"),
+        ] = None,
+        max_batch_size: Annotated[
+            int, typer.Option(min=1, help="Rows of different requests in one call of the model.")
+        ] = 64,
+        max_waiting: Annotated[
+            int, typer.Option(min=0, help="Requests that may wait; one more gets 429.")
+        ] = 1024,
+        timeout: Annotated[
+            float, typer.Option(min=0.0, help="Seconds for a request; longer gets 504.")
+        ] = 30.0,
+        max_body_megabytes: Annotated[
+            float, typer.Option(min=0.0, help="A larger body gets 413.")
+        ] = 16.0,
+        watch: Annotated[
+            float | None,
+            typer.Option(
+                help="Look every so many seconds for a newer version of the model, and load it.",
+                show_default="never",
+            ),
+        ] = None,
+        start_timeout: Annotated[
+            float, typer.Option(min=0.0, help="Seconds for a worker to start, load and warm up.")
+        ] = 120.0,
+        grace_period: Annotated[
+            float, typer.Option(min=0.0, help="Seconds for requests to finish at the end.")
+        ] = 10.0,
+        features: Annotated[
+            str | None,
+            typer.Option(
+                metavar="MODULE:FEATURES",
+                help="Warm up with these.",
+                show_default="one row of zeros and empty text",
+            ),
+        ] = None,
+        verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print what is served, and where, as JSON.")
+        ] = False,
+    ) -> None:
+        """Serve a predictor over HTTP, for clients of KServe, Triton and TensorFlow Serving.
+
+        It says when it is ready, and ends in good order at Ctrl-C and SIGTERM. The exit code is 0
+        if it was told to end, 1 if the predictor does not work, and 2 if this command was called
+        wrongly.
+        """
+        _serve(
+            target,
+            verbose,
+            as_json,
+            name=name,
+            host=host,
+            port=port,
+            max_body_bytes=int(max_body_megabytes * 1e6),
+            features=features,
+            workers=workers,
+            max_batch_size=max_batch_size,
+            max_waiting=max_waiting,
+            timeout=timeout,
+            watch=watch,
+            start_timeout=start_timeout,
+            grace_period=grace_period,
+        )
+
+
+def _serve(target: str, verbose: bool, as_json: bool, **options: Any) -> None:
+    """Serve until somebody ends it; errors that the user can act on are one line."""
+    import importlib.util
+
+    from predictpool._command import CommandError
+
+    needed = {"uvicorn": "uvicorn", "httptools": "httptools", "uvloop": "uvloop"}
+    needed["prometheus_client"] = "prometheus-client"
+    missing = [words for name, words in needed.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        said = f"serve needs {', '.join(missing)}"
+        print(f'predictpool: {said}: pip install "predictpool[serve]"', file=sys.stderr)
+        raise SystemExit(2)
+    from predictpool.serve import _run
+
+    if str(Path.cwd()) not in sys.path:  # after our imports, as for the other commands
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        _run.run(
+            target,
+            announce=lambda serving: print(serving.to_json() if as_json else serving, flush=True),
+            **options,
+        )
+    except CommandError as error:
+        raise SystemExit(_told(error, verbose)) from error
+    except KeyboardInterrupt:  # while the user's module is imported
+        raise SystemExit(130) from None
+
+
 def _show(result: Any, table: Callable[[Any], object], as_json: bool) -> None:
     """Print a result, for programs or for people."""
     import rich
@@ -280,10 +406,15 @@ def _one_line_errors(doing: str, verbose: bool, run: Callable[[], Result]) -> Re
             with rich.console.Console(file=terminal).status(doing):
                 return run()
     except CommandError as error:
-        hint = "; --verbose shows the traceback" if error.details and not verbose else ""
-        print(f"predictpool: {error}{hint}", file=sys.stderr)
-        if verbose and error.details:
-            print(error.details, file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+        raise SystemExit(_told(error, verbose)) from error
     except KeyboardInterrupt:  # which older versions of click turn into "Aborted!" and 1
         raise SystemExit(130) from None
+
+
+def _told(error: "CommandError", verbose: bool) -> int:
+    """Print an error of the user's in one line, and return the exit code."""
+    hint = "; --verbose shows the traceback" if error.details and not verbose else ""
+    print(f"predictpool: {error}{hint}", file=sys.stderr)
+    if verbose and error.details:
+        print(error.details, file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,173 @@
+"""As much of HTTP as the fixed paths of one model need, on bare ASGI.
+
+A framework would do nothing here but cost time: there is no path with a parameter in it, and a
+body is read once, as a whole, within a limit.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, NamedTuple, TypeAlias
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
+
+JSON = b"application/json"
+
+dumps = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Reply(NamedTuple):
+    """What a client gets."""
+
+    status: int
+    body: bytes
+    content_type: bytes = JSON
+    headers: Headers = ()
+
+
+Operation: TypeAlias = Callable[[Scope, Receive], Awaitable[Reply]]
+Paths: TypeAlias = Mapping[str, Mapping[str, Operation]]
+"""Path → method → what is done."""
+
+
+class Refusal(Exception):
+    """Raised where a client gets an error instead of what it wants.
+
+    Attributes:
+        status: of HTTP.
+        headers: that the reply has, too.
+    """
+
+    def __init__(self, status: int, message: str, headers: Headers = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+
+    def reply(self) -> Reply:
+        """Return it in the words of both protocols."""
+        return json_reply({"error": str(self)}, self.status, self.headers)
+
+
+class ClientGone(Exception):
+    """Raised when nobody waits for the reply any more."""
+
+
+def json_reply(document: Any, status: int = 200, headers: Headers = ()) -> Reply:
+    """Return a reply that is JSON."""
+    return Reply(status, dumps(document).encode(), JSON, headers)
+
+
+def get(answer: Callable[[], Reply]) -> Mapping[str, Operation]:
+    """Return the operations of a path that can only be looked at."""
+
+    async def operation(_: Scope, __: Receive) -> Reply:
+        return answer()
+
+    return {"GET": operation, "HEAD": operation}
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """Return the value of a header, whose name is in small letters."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+async def body_of(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return the body of a request, decompressed.
+
+    Raises:
+        Refusal: it has more bytes than ``limit``, compressed or not, or an unknown encoding.
+        ClientGone: it did not come to its end.
+    """
+    length = header(scope, b"content-length")
+    if length is not None and int(length) > limit:
+        raise _too_large(limit)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        body = await _rest_of(body, receive, limit)
+    elif message["type"] == "http.disconnect":
+        raise ClientGone
+    if len(body) > limit:
+        raise _too_large(limit)
+    encoding = header(scope, b"content-encoding")
+    return body if encoding is None else _decompressed(body, encoding, limit)
+
+
+async def _rest_of(begin: bytes, receive: Receive, limit: int) -> bytes:
+    body, more = bytearray(begin), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _decompressed(body: bytes, encoding: bytes, limit: int) -> bytes:
+    said = encoding.decode("latin-1").strip().lower()
+    if said in ("", "identity"):
+        return body
+    if said not in ("gzip", "deflate"):
+        raise Refusal(415, f"Content-Encoding is {said!r}, expected gzip, deflate or none")
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # of both, as their first bytes say
+    try:
+        plain = inflate.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise Refusal(400, f"the body is not compressed by {said}: {error}") from error
+    if len(plain) > limit:
+        raise _too_large(limit)
+    if not inflate.eof or inflate.unused_data:
+        what = "goes on behind its end" if inflate.eof else "is cut off"
+        raise Refusal(400, f"the body is compressed by {said}, and {what}")
+    return plain
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(
+        413,
+        f"the body is larger than {limit:,} bytes, which is all that this server takes: send fewer "
+        "rows in a request, or start it with more --max-body-megabytes",
+    )
+
+
+def json_object(body: bytes, **options: Any) -> dict[str, Any]:
+    """Return the JSON object that a body is.
+
+    Args:
+        options: of `json.loads`.
+
+    Raises:
+        Refusal: it is something else.
+    """
+    try:
+        document = json.loads(body, **options)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"the body is no JSON: {error}") from error
+    if type(document) is not dict:
+        raise Refusal(400, f"the body is {kind_of(document)}, expected a JSON object")
+    return document
+
+
+_KINDS = {
+    bool: "a boolean",
+    bytes: "bytes",
+    dict: "an object",
+    float: "a number",
+    int: "a number",
+    list: "a list",
+    str: "text",
+    type(None): "null",
+}
+
+
+def kind_of(value: Any) -> str:
+    """Return in words what kind of JSON a value is."""
+    return _KINDS[type(value)]
