@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from predictpool import FunctionPredictor, PredictorPool
-from tests.pools import ONE_LOOP, POOL_TEST, calling, doubling, held, until, until_waiting
 from tests.conftest import LOOPS
+from tests.pools import ONE_LOOP, POOL_TEST, calling, doubling, held, until, until_waiting
 from tests.stage import Stage
 
 httpx = pytest.importorskip("httpx", reason="needs httpx, of the group web")
@@ -28,6 +28,7 @@ pytest.importorskip("prometheus_client", reason="needs the extra serve")
 
 from prometheus_client import CollectorRegistry  # noqa: E402
 
+from predictpool.prometheus import PrometheusHooks  # noqa: E402
 from predictpool.serve._app import Application  # noqa: E402 - what it needs may be missing
 from predictpool.serve._model import Model  # noqa: E402
 from predictpool.serve._tensors import described, named_arrays  # noqa: E402
@@ -78,9 +79,11 @@ def client_of(app: Application) -> Any:
 @asynccontextmanager
 async def serving(predictor: FunctionPredictor[Any], **options: Any) -> AsyncIterator[Any]:
     """A client of an application with a pool of one worker."""
+    metrics = CollectorRegistry()
+    hooks = [PrometheusHooks(metrics)]
     async with (
-        PredictorPool(predictor, workers=1, name="people", **options) as pool,
-        client_of(application(pool)) as client,
+        PredictorPool(predictor, workers=1, name="people", hooks=hooks, **options) as pool,
+        client_of(application(pool, metrics=metrics)) as client,
     ):
         yield client
 
@@ -146,12 +149,12 @@ async def test_each_datatype_of_numbers_goes_there_and_back_in_json_and_in_bytes
     values = np.array([[0, 1], [1, 0]]).astype(dtype)
     limits = [] if dtype is np.bool_ else [limits_of(dtype)]
     for array in [values, *limits]:
-        async with serving(calling(lambda features: {**features, "dtype": array})) as client:
+        async with serving(calling(lambda features: features)) as client:
             by_json = await client.post(
                 INFER, json={"inputs": [tensor("x", datatype, [*array.shape], array.tolist())]}
             )
             assert by_json.status_code == 200, by_json.text
-            (output, _) = by_json.json()["outputs"]
+            (output,) = by_json.json()["outputs"]
             assert output == tensor("x", datatype, [*array.shape], array.ravel().tolist())
             body, headers = with_bytes([("x", datatype, array.shape, array.tobytes())])
             reply = await client.post(INFER, content=body, headers=headers)
@@ -235,9 +238,7 @@ async def test_an_array_without_a_name_is_called_input_and_output() -> None:
             assert output == tensor("output", "FP64", [2], [3.0, 4.0])
     async with serving(doubling(signature=(np.float64, ()))) as client:
         reply = await client.post(INFER, json={"inputs": [{**numbers, "name": "x"}]})
-    assert refuses(reply) == (
-        "the inputs are 'x', expected one, 'input': float64 rows of shape ()"
-    )
+    assert refuses(reply) == ("the inputs are 'x', expected one, 'input': float64 rows of shape ()")
 
 
 async def test_metadata_say_what_the_model_takes_and_returns() -> None:
@@ -371,7 +372,7 @@ async def test_bytes_are_base64_and_so_are_outputs_that_ask_for_it_or_are_no_tex
 
 
 async def test_rows_cannot_be_told_apart_in_outputs_that_do_not_have_them() -> None:
-    async with serving(calling(lambda x: np.zeros((3, 2)))) as client:
+    async with serving(calling(lambda _: np.zeros((3, 2)))) as client:
         reply = await client.post(PREDICT, json={"instances": [1, 2]})
         assert (await client.post(PREDICT, json={"inputs": [1, 2]})).json() == {
             "outputs": [[0.0, 0.0]] * 3
@@ -388,7 +389,7 @@ def infer(*inputs: Any, **document: Any) -> dict[str, Any]:
     return {"inputs": [*inputs], **document}
 
 
-MALFORMED = [
+MALFORMED: list[tuple[Any, str]] = [
     ("", "the body is no JSON: Expecting value"),
     ("{", "the body is no JSON: "),
     (b"\xff\xfe\xff", "the body is no JSON: "),
@@ -456,7 +457,11 @@ MALFORMED_BYTES = [
     (("x", "INT8", [1], b"a"), {"Inference-Header-Content-Length": "0"}, "the body is no JSON"),
     (("x", "INT8", [1], b"a"), {"Inference-Header-Content-Length": "-1"}, "is '-1', expected the"),
     (("x", "INT8", [1], b"a"), {"Inference-Header-Content-Length": "9999"}, "is '9999', expected"),
-    (("x", "INT8", [1], b"a"), {"Inference-Header-Content-Length": "9" * 30}, "expected the length"),
+    (
+        ("x", "INT8", [1], b"a"),
+        {"Inference-Header-Content-Length": "9" * 30},
+        "expected the length",
+    ),
 ]
 
 
@@ -558,10 +563,9 @@ NEARLY_PREDICT = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("predictor", [people, doubling], ids=["signature", "any features"])
-@ONE_LOOP
 @pytest.mark.timeout(60)
 def test_any_json_is_answered_or_told_why(
-    predictor: Callable[[], FunctionPredictor[Any]], anyio_backend: Any
+    predictor: Callable[[], FunctionPredictor[Any]],
 ) -> None:
     with (
         anyio.from_thread.start_blocking_portal("asyncio") as portal,
@@ -592,7 +596,9 @@ def test_any_json_is_answered_or_told_why(
 # --- bodies ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
 async def test_a_compressed_body_is_read_within_the_limit(encoding: str, compress: Any) -> None:
     headers = {"Content-Encoding": encoding}
     async with serving(people()) as client:
@@ -680,7 +686,10 @@ def raising(error: Exception) -> FunctionPredictor[Any]:
 async def test_a_model_that_fails_tells_its_message_and_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for predictor in (raising(ValueError("no\nsuch day")), raising(json.JSONDecodeError("a", "", 0))):
+    for predictor in (
+        raising(ValueError("no\nsuch day")),
+        raising(json.JSONDecodeError("a", "", 0)),
+    ):
         async with serving(predictor) as client:
             reason = refuses(await client.post(INFER, json=ONE), 500)
         assert reason.startswith("the prediction failed: ")
@@ -732,7 +741,7 @@ async def test_no_answer_in_time_is_a_504(stage: Stage) -> None:
         stage.let_go()
 
 
-async def test_a_worker_that_dies_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_dies_is_a_503() -> None:
     def die(_: Any) -> Any:
         import os
 
@@ -793,6 +802,6 @@ async def test_metrics_count_requests_by_outcome() -> None:
     assert reply.headers["content-type"].startswith("text/plain; version=")
     lines = reply.text.splitlines()
     assert 'predictpool_requests_total{outcome="answered",pool="people"} 1.0' in lines
-    assert 'predictpool_requests_total{outcome="failed",pool="people"} 1.0' in lines
+    assert 'predictpool_requests_total{outcome="invalid",pool="people"} 1.0' in lines
     assert 'predictpool_rows_total{pool="people"} 2.0' in lines
     assert 'predictpool_ready_workers{pool="people"} 1.0' in lines

@@ -283,9 +283,7 @@ def _add_serve(app: "typer.Typer") -> None:
         host: Annotated[
             str, typer.Option(help="Where to listen; 0.0.0.0 for all addresses.")
         ] = "127.0.0.1",
-        port: Annotated[
-            int, typer.Option(min=0, max=65535, help="0 for one that is free.")
-        ] = 8000,
+        port: Annotated[int, typer.Option(min=0, max=65535, help="0 for one that is free.")] = 8000,
         workers: Annotated[
             int | None,
             typer.Option(min=1, help="Processes that predict.", show_default="one for each core"),

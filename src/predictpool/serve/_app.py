@@ -32,11 +32,12 @@ class Application:
 
     def __init__(self, model: Model, metrics: CollectorRegistry, *, max_body_bytes: int) -> None:
         self._model = model
+        description = json_reply(_openapi.description(model))
         self._paths: Paths = {
             **_open_inference.paths(model, max_body_bytes),
             **_tensorflow_serving.paths(model, max_body_bytes),
             "/metrics": get(lambda: Reply(200, generate_latest(metrics), _METRICS)),
-            "/openapi.json": get(lambda: json_reply(_openapi.description(model))),
+            "/openapi.json": get(lambda: description),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -36,7 +36,8 @@ def from_bytes(name: str, datatype: str, shape: list[int], data: memoryview) -> 
             f"{datatype} of shape {shape}",
         )
     if datatype == "BOOL":
-        return np.frombuffer(data, np.uint8) != 0  # a bool of another byte would be neither
+        # A bool of another byte would be neither true nor false.
+        return np.not_equal(np.frombuffer(data, np.uint8), 0)
     return np.frombuffer(data, dtype)
 
 

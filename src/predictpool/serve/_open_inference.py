@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from predictpool import InvalidFeatures
 from predictpool._columns import Array
@@ -31,6 +31,12 @@ from predictpool.serve._http import (
 from predictpool.serve._model import Model
 from predictpool.serve._tensors import BYTES, DTYPES, Tensor, datatype_of, texts_of
 
+SERVER: Final[dict[str, Any]] = {
+    "name": "predictpool",
+    "version": importlib.metadata.version("predictpool"),
+    "extensions": ["binary_tensor_data"],
+}
+
 _JSON_LENGTH = b"inference-header-content-length"
 
 
@@ -53,7 +59,7 @@ def paths(model: Model, limit: int) -> Paths:
     }
     path = f"/v2/models/{model.name}"
     return {
-        "/v2": get(lambda: json_reply(_server())),
+        "/v2": get(lambda: json_reply(SERVER)),
         "/v2/health/live": get(lambda: json_reply({"live": True})),
         "/v2/health/ready": get(
             lambda: json_reply({"ready": model.ready}, 200 if model.ready else 503)
@@ -66,17 +72,9 @@ def paths(model: Model, limit: int) -> Paths:
 # --- metadata ----------------------------------------------------------------------
 
 
-def _server() -> dict[str, Any]:
-    return {
-        "name": "predictpool",
-        "version": importlib.metadata.version("predictpool"),
-        "extensions": ["binary_tensor_data"],
-    }
-
-
 def _metadata(model: Model) -> dict[str, Any]:
     inputs = model.inputs
-    document = {
+    document: dict[str, Any] = {
         "name": model.name,
         "versions": [model.VERSION],
         "platform": "predictpool",

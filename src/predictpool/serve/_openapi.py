@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any, Final
 
 from predictpool.serve._model import Model
+from predictpool.serve._open_inference import SERVER
 from predictpool.serve._tensorflow_serving import SIGNATURE
 from predictpool.serve._tensors import DTYPES
 
@@ -132,7 +132,7 @@ def description(model: Model) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": f"predictpool serve: {model.name}",
-            "version": importlib.metadata.version("predictpool"),
+            "version": SERVER["version"],
         },
         "paths": {
             "/v2": _look("Server metadata", "Server"),

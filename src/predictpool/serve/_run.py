@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import anyio
@@ -106,7 +106,14 @@ def run(
     pool = _pool(predictor, name=name, warmup=given, **options)
     with _bound(host, port) as listener:
         server = _Server(
-            name, pool, metrics, given, listener, max_body_bytes, grace_period, announce
+            name=name,
+            pool=pool,
+            metrics=metrics,
+            features=given,
+            listener=listener,
+            max_body_bytes=max_body_bytes,
+            grace_period=grace_period,
+            announce=announce,
         )
         anyio.run(server.run, backend_options={"loop_factory": uvloop.new_event_loop})
 
@@ -150,7 +157,8 @@ def _listen(listener: socket.socket) -> None:
     try:
         listener.listen(_BACKLOG)
     except OSError as error:  # somebody else does, since we have bound it
-        raise _no_place(*listener.getsockname()[:2], error) from error
+        host, port, *_ = listener.getsockname()
+        raise _no_place(host, port, error) from error
 
 
 def _no_place(host: str, port: int, error: OSError) -> CommandError:
@@ -185,30 +193,21 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+@dataclass
 class _Server:
-    """One run of the server."""
+    """One run of the server; see `run` for what it is given."""
 
-    def __init__(
-        self,
-        name: str,
-        pool: PredictorPool[Any],
-        metrics: CollectorRegistry,
-        features: Any,
-        listener: socket.socket,
-        max_body_bytes: int,
-        grace_period: float,
-        announce: Callable[[Serving], None],
-    ) -> None:
-        self._name = name
-        self._pool = pool
-        self._metrics = metrics
-        self._features = features
-        self._listener = listener
-        self._max_body_bytes = max_body_bytes
-        self._grace_period = grace_period
-        self._announce = announce
-        self._http: uvicorn.Server | None = None
-        self._told, self._at_once = anyio.Event(), anyio.Event()
+    name: str
+    pool: PredictorPool[Any]
+    metrics: CollectorRegistry
+    features: Any
+    listener: socket.socket
+    max_body_bytes: int
+    grace_period: float
+    announce: Callable[[Serving], None]
+    _http: uvicorn.Server | None = None
+    _told: anyio.Event = field(default_factory=anyio.Event)
+    _at_once: anyio.Event = field(default_factory=anyio.Event)
 
     async def run(self) -> None:
         """Open the pool, serve until a signal comes, and close it."""
@@ -221,7 +220,7 @@ class _Server:
             if not opening.cancel_called:
                 await self._serve(model)
         finally:
-            await self._pool.aclose()
+            await self.pool.aclose()
 
     def _end(self, opening: anyio.CancelScope) -> None:
         """Do what a signal says; the second one is impatient."""
@@ -235,31 +234,31 @@ class _Server:
 
     async def _opened(self) -> Model:
         """Return the model when its first worker is ready."""
-        pool = self._pool
+        pool = self.pool
         try:
             with _told_once():
                 await pool.open()
         except WorkerStartError as error:
-            raise start_failure(error, self._features is None) from error
+            raise start_failure(error, self.features is None) from error
         except (TypeError, ValueError, OSError) as error:
             raise CommandError(one_line(str(error))) from error
         signature = pool.signature
-        features = example(signature) if self._features is None else self._features
+        features = example(signature) if self.features is None else self.features
         if features is None:
-            return Model(self._name, pool)
+            return Model(self.name, pool)
         try:
             if signature is not None:
                 inputs_of(signature)
             outputs = named_arrays(await predict(pool, features))
             fixed = rows_are_alike(signature) and all(one.row_wise for one in pool.workers())
-            return Model(self._name, pool, described(outputs, fixed=fixed))
+            return Model(self.name, pool, described(outputs, fixed=fixed))
         except Refusal as refusal:
             raise CommandError(str(refusal)) from refusal
 
     async def _serve(self, model: Model) -> None:
         """Answer requests until somebody sends a signal, and then those that are under way."""
         config = uvicorn.Config(
-            Application(model, self._metrics, max_body_bytes=self._max_body_bytes),
+            Application(model, self.metrics, max_body_bytes=self.max_body_bytes),
             http=HttpToolsProtocol,
             ws="none",
             lifespan="off",
@@ -270,25 +269,25 @@ class _Server:
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
         self._http = _Uvicorn(config)
-        _listen(self._listener)
-        workers = self._pool.statistics().workers
-        self._announce(Serving(model.name, model.VERSION, self._url(), workers, os.getpid()))
+        _listen(self.listener)
+        workers = self.pool.statistics().workers
+        self.announce(Serving(model.name, model.VERSION, self._url(), workers, os.getpid()))
         async with anyio.create_task_group() as group:
             group.start_soon(self._end_in_time, group.cancel_scope)
-            await self._http.serve(sockets=[self._listener])
+            await self._http.serve(sockets=[self.listener])
             group.cancel_scope.cancel()
 
     async def _end_in_time(self, serving: anyio.CancelScope) -> None:
         """Refuse what is still under way after the grace period, or at the second signal."""
         await self._told.wait()
-        with anyio.move_on_after(self._grace_period):
+        with anyio.move_on_after(self.grace_period):
             await self._at_once.wait()
         with anyio.CancelScope() as at_once:
             at_once.cancel()
-            await self._pool.aclose()
+            await self.pool.aclose()
         await anyio.sleep(_LAST_WORDS_SECONDS)
         serving.cancel()
 
     def _url(self) -> str:
-        host, port, *_ = self._listener.getsockname()
+        host, port, *_ = self.listener.getsockname()
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
