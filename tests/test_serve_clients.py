@@ -24,7 +24,7 @@ import pytest
 from tests.conftest import Family
 from tests.stage import Stage
 
-for needed in ("prometheus_client", "httptools", "uvicorn"):
+for needed in ("httptools", "orjson", "prometheus_client", "typer", "uvicorn"):
     pytest.importorskip(needed, reason=f"needs {needed}, of the extra serve")
 
 pytestmark = pytest.mark.timeout(60)

@@ -357,9 +357,8 @@ def _serve(target: str, verbose: bool, as_json: bool, **options: Any) -> None:
 
     from predictpool._command import CommandError
 
-    needed = {"uvicorn": "uvicorn", "httptools": "httptools", "uvloop": "uvloop"}
-    needed["prometheus_client"] = "prometheus-client"
-    missing = [words for name, words in needed.items() if importlib.util.find_spec(name) is None]
+    needed = ("httptools", "orjson", "prometheus_client", "uvicorn", "uvloop")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         said = f"serve needs {', '.join(missing)}"
         print(f'predictpool: {said}: pip install "predictpool[serve]"', file=sys.stderr)

@@ -2,14 +2,21 @@
 
 A framework would do nothing here but cost time: there is no path with a parameter in it, and a
 body is read once, as a whole, within a limit.
+
+JSON is orjson's: of a request with one row of thirteen features, the standard library takes 21
+microseconds to read and to answer it, orjson 5. What orjson does not know, above all NaN, is left
+to the standard library.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple, TypeAlias
+
+import orjson
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -17,8 +24,6 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 JSON = b"application/json"
-
-dumps = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Reply(NamedTuple):
@@ -59,7 +64,7 @@ class ClientGone(Exception):
 
 def json_reply(document: Any, status: int = 200, headers: Headers = ()) -> Reply:
     """Return a reply that is JSON."""
-    return Reply(status, dumps(document).encode(), JSON, headers)
+    return Reply(status, dumps(document), JSON, headers)
 
 
 def get(answer: Callable[[], Reply]) -> Mapping[str, Operation]:
@@ -71,19 +76,17 @@ def get(answer: Callable[[], Reply]) -> Mapping[str, Operation]:
     return {"GET": operation, "HEAD": operation}
 
 
-def header(scope: Scope, name: bytes) -> bytes | None:
-    """Return the value of a header, whose name is in small letters."""
-    return next((value for key, value in scope["headers"] if key == name), None)
-
-
-async def body_of(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def body_of(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
     """Return the body of a request, decompressed.
+
+    Args:
+        headers: their names are in small letters.
 
     Raises:
         Refusal: it has more bytes than ``limit``, compressed or not, or an unknown encoding.
         ClientGone: it did not come to its end.
     """
-    length = header(scope, b"content-length")
+    length = headers.get(b"content-length")
     if length is not None and int(length) > limit:
         raise _too_large(limit)
     message = await receive()
@@ -94,7 +97,7 @@ async def body_of(scope: Scope, receive: Receive, limit: int) -> bytes:
         raise ClientGone
     if len(body) > limit:
         raise _too_large(limit)
-    encoding = header(scope, b"content-encoding")
+    encoding = headers.get(b"content-encoding")
     return body if encoding is None else _decompressed(body, encoding, limit)
 
 
@@ -138,22 +141,41 @@ def _too_large(limit: int) -> Refusal:
     )
 
 
-def json_object(body: bytes, **options: Any) -> dict[str, Any]:
+def dumps(document: Any) -> bytes:
+    """Return a document as JSON, where NaN and infinite numbers are what Python calls them."""
+    with contextlib.suppress(orjson.JSONEncodeError):  # half of a character, from a client's JSON
+        written: bytes = orjson.dumps(document)
+        if b"null" not in written:  # which is what orjson makes of NaN
+            return written
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+Hook: TypeAlias = Callable[[dict[str, Any]], Any]
+
+
+def json_object(body: bytes, hook: Hook | None = None) -> dict[str, Any]:
     """Return the JSON object that a body is.
 
     Args:
-        options: of `json.loads`.
+        hook: gets each object in it, and returns what stands for that.
 
     Raises:
         Refusal: it is something else.
     """
     try:
-        document = json.loads(body, **options)
+        document = _loads(body, hook)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is no JSON: {error}") from error
     if type(document) is not dict:
         raise Refusal(400, f"the body is {kind_of(document)}, expected a JSON object")
     return document
+
+
+def _loads(body: bytes, hook: Hook | None) -> Any:
+    if hook is None:
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return orjson.loads(body)
+    return json.loads(body, object_hook=hook)
 
 
 _KINDS = {

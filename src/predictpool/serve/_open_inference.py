@@ -23,7 +23,6 @@ from predictpool.serve._http import (
     body_of,
     dumps,
     get,
-    header,
     json_object,
     json_reply,
     kind_of,
@@ -44,8 +43,9 @@ def paths(model: Model, limit: int) -> Paths:
     """Return what can be asked for, of bodies of at most ``limit`` bytes."""
 
     async def infer(scope: Scope, receive: Receive) -> Reply:
-        body = await body_of(scope, receive, limit)
-        request = read(body, header(scope, _JSON_LENGTH))
+        headers = dict(scope["headers"])
+        body = await body_of(headers, receive, limit)
+        request = read(body, headers.get(_JSON_LENGTH))
         return written(model.name, request, await model.infer(request.inputs, receive))
 
     one: Paths = {
@@ -197,14 +197,16 @@ def _inputs(tensors: list[Any], data: memoryview) -> dict[str, Array]:
         if name in inputs:
             raise Refusal(400, f"input {name!r} is there twice")
         datatype, shape = _form(name, tensor)
-        size = _parameters(tensor, f"input {name!r}").get("binary_data_size")
+        size = None
+        if "parameters" in tensor:
+            size = _parameters(tensor, f"input {name!r}").get("binary_data_size")
         if size is None:
             values = _from_json(name, datatype, shape, tensor.get("data"))
         else:
             _check_size(name, size, len(data) - at, tensor)
             values = from_bytes(name, datatype, shape, data[at : at + size])
             at += size
-        inputs[name] = _shaped(name, values, shape)
+        inputs[name] = values if len(shape) == 1 else _shaped(name, values, shape)
     if not inputs:
         raise Refusal(400, "inputs is empty, expected at least one")
     if at < len(data):
@@ -218,11 +220,15 @@ def _form(name: str, tensor: dict[str, Any]) -> tuple[str, list[int]]:
         raise Refusal(
             400, f"the datatype of input {name!r} is {datatype!r}, expected {', '.join(DTYPES)}"
         )
-    if type(shape) is not list or any(type(axis) is not int or axis < 0 for axis in shape):
-        raise Refusal(
-            400, f"the shape of input {name!r} is {shape!r}, expected a list of whole numbers"
-        )
-    return datatype, shape
+    if type(shape) is list:
+        for axis in shape:
+            if type(axis) is not int or axis < 0:
+                break
+        else:
+            return datatype, shape
+    raise Refusal(
+        400, f"the shape of input {name!r} is {shape!r}, expected a list of whole numbers"
+    )
 
 
 def _check_size(name: str, size: Any, left: int, tensor: dict[str, Any]) -> None:
@@ -240,12 +246,8 @@ def _check_size(name: str, size: Any, left: int, tensor: dict[str, Any]) -> None
 def _from_json(name: str, datatype: str, shape: list[int], data: Any) -> Array:
     if type(data) is not list:
         raise Refusal(400, f"data of input {name!r} is {kind_of(data)}, expected a list")
-    for axis in shape[1:]:
-        if not data or type(data[0]) is not list:
-            break
-        if any(type(row) is not list or len(row) != axis for row in data):
-            raise Refusal(400, f"data of input {name!r} does not have the shape {shape}")
-        data = [*chain.from_iterable(data)]
+    if data and type(data[0]) is list:
+        data = _flat(name, shape, data)
     if len(data) != math.prod(shape):
         raise Refusal(
             400, f"data of input {name!r} has {len(data)} values, expected those of shape {shape}"
@@ -254,6 +256,16 @@ def _from_json(name: str, datatype: str, shape: list[int], data: Any) -> Array:
         return _converter(name, datatype).rows(data)
     except InvalidFeatures as error:
         raise Refusal(400, str(error)) from error
+
+
+def _flat(name: str, shape: list[int], data: list[Any]) -> list[Any]:
+    for axis in shape[1:]:
+        if not data or type(data[0]) is not list:
+            break
+        if any(type(row) is not list or len(row) != axis for row in data):
+            raise Refusal(400, f"data of input {name!r} does not have the shape {shape}")
+        data = [*chain.from_iterable(data)]
+    return data
 
 
 @lru_cache(maxsize=1024)
@@ -305,7 +317,7 @@ def written(model: str, request: InferRequest, outputs: dict[str, Array]) -> Rep
     if request.id is not None:
         document["id"] = request.id
     document["outputs"] = tensors
-    head = dumps(document).encode()
+    head = dumps(document)
     if not blobs:
         return Reply(200, head)
     length = [(_JSON_LENGTH, b"%d" % len(head))]

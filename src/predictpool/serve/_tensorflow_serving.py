@@ -39,7 +39,8 @@ def paths(model: Model, limit: int) -> Paths:
     """Return what can be asked for, of bodies of at most ``limit`` bytes."""
 
     async def predict(scope: Scope, receive: Receive) -> Reply:
-        features, rows = read(await body_of(scope, receive, limit), model.pool.signature)
+        body = await body_of(dict(scope["headers"]), receive, limit)
+        features, rows = read(body, model.pool.signature)
         outputs = await model.predict(features, receive)
         return json_reply(columns(outputs) if rows is None else by_row(outputs, rows))
 
@@ -104,8 +105,7 @@ def read(body: bytes, signature: Signature | None) -> tuple[Any, int | None]:
     Raises:
         Refusal: it is malformed.
     """
-    hook = {"object_hook": _bytes_of} if b'"b64"' in body else {}
-    document = json_object(body, **hook)
+    document = json_object(body, _bytes_of if b'"b64"' in body else None)
     name = document.get("signature_name") or SIGNATURE
     if name != SIGNATURE:
         raise Refusal(
