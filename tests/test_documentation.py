@@ -16,13 +16,14 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
-# What these alone need: the dependency groups `examples` and `hooks`, which CI installs.
+# What these alone need: the dependency groups `examples`, `hooks` and `web`, which CI installs.
 NEEDED = {
+    "from-tensorflow-serving": "orjson",
     "jax_model": "jax",
     "metrics": "prometheus_client",
     "onnx_model": "onnxruntime",
-    "serve": "tritonclient",
     "scikit_learn": "sklearn",
+    "serve": "tritonclient",
     "torch_model": "torch",
 }
 
