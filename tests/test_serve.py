@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import json
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,6 +33,7 @@ from prometheus_client import CollectorRegistry  # noqa: E402
 
 from predictpool.prometheus import PrometheusHooks  # noqa: E402
 from predictpool.serve._app import Application  # noqa: E402
+from predictpool.serve._http import Refusal, body_of  # noqa: E402
 from predictpool.serve._model import Model  # noqa: E402
 from predictpool.serve._tensors import described, named_arrays  # noqa: E402
 
@@ -624,8 +627,7 @@ async def test_a_compressed_body_is_read_within_the_limit(encoding: str, compres
         ):
             reply = await client.post(INFER, content=broken, headers=headers)
             assert reason in refuses(reply)
-        bomb = compress(b" " * 100 * LIMIT)
-        assert len(bomb) < LIMIT
+        bomb = compress(b" " * (LIMIT + 1))
         refuses(await client.post(INFER, content=bomb, headers=headers), 413)
 
 
@@ -657,6 +659,31 @@ async def test_a_body_beyond_the_limit_is_refused_whether_it_says_so_or_not() ->
             yield body[10:]
 
         assert (await client.post(INFER, content=whole())).status_code == 200
+
+
+async def test_a_body_that_says_it_is_beyond_the_limit_is_not_read() -> None:
+    said = {**SCOPE, "headers": [(b"content-length", b"%d" % (LIMIT + 1))]}
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await application(PredictorPool(people()))(said, receiving(), send)
+    assert sent[0]["status"] == 413
+
+
+async def test_what_decompresses_to_too_much_is_not_decompressed() -> None:
+    bomb = gzip.compress(b" " * 100 * LIMIT)
+    headers = {b"content-encoding": b"gzip"}
+    receive = receiving({"type": "http.request", "body": bomb})
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refusal) as raised:
+            await body_of(headers, receive, LIMIT)
+        assert tracemalloc.get_traced_memory()[1] < 10 * LIMIT
+    finally:
+        tracemalloc.stop()
+    assert raised.value.status == 413
 
 
 async def test_paths_and_methods_that_are_not_there_are_told_so() -> None:
@@ -765,45 +792,69 @@ async def test_a_worker_that_dies_is_a_503() -> None:
         assert "exit" in refuses(reply, 503)
 
 
+SCOPE = {"type": "http", "method": "POST", "path": INFER, "headers": []}
+
+
+def receiving(*messages: Any, gone: asyncio.Event | None = None) -> Callable[[], Any]:
+    """What the application receives: these, and that the client has gone when it has."""
+    left = [*messages]
+
+    async def receive() -> Any:
+        if left:
+            return left.pop(0)
+        assert gone is not None, "nothing more should be read"
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+async def unwanted(message: Any) -> None:
+    raise AssertionError(message)
+
+
 async def test_a_client_that_goes_away_cancels_its_prediction(stage: Stage) -> None:
-    here, sent = asyncio.Event(), []
-    async with PredictorPool(held(stage), workers=1) as pool:
-        messages = [{"type": "http.request", "body": json.dumps(ONE).encode()}]
-
-        async def receive() -> Any:
-            if messages:
-                return messages.pop()
-            await here.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": INFER, "headers": []}
-        async with anyio.create_task_group() as group:
-            group.start_soon(application(pool), scope, receive, send)
-            await stage.hears()
-            here.set()
-            await until(lambda: pool.statistics().cancelled == 1)
-        assert sent == []
+    gone = asyncio.Event()
+    receive = receiving({"type": "http.request", "body": json.dumps(ONE).encode()}, gone=gone)
+    async with PredictorPool(held(stage), workers=1) as pool, anyio.create_task_group() as group:
+        group.start_soon(application(pool), SCOPE, receive, unwanted)
+        await stage.hears()
+        gone.set()
+        await until(lambda: pool.statistics().cancelled == 1)
         stage.let_go()
 
 
-async def test_a_client_that_goes_away_within_its_body_is_forgotten() -> None:
-    messages: list[Any] = [
-        {"type": "http.disconnect"},
-        {"type": "http.request", "body": b"{", "more_body": True},
-    ]
+async def test_a_server_that_cancels_a_request_is_obeyed(stage: Stage) -> None:
+    message = {"type": "http.request", "body": json.dumps(ONE).encode()}
+    receive = receiving(message, gone=asyncio.Event())
+    async with PredictorPool(held(stage), workers=1) as pool:
+        request = asyncio.ensure_future(application(pool)(SCOPE, receive, unwanted))
+        await stage.hears()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert pool.statistics().cancelled == 1
+        stage.let_go()
 
-    async def receive() -> Any:
-        return messages.pop()
+
+async def test_a_client_that_goes_away_when_its_answer_has_come_gets_it() -> None:
+    gone, sent = asyncio.Event(), []
+    message = {"type": "http.request", "body": json.dumps(ONE).encode()}
 
     async def send(message: Any) -> None:
-        raise AssertionError(message)
+        gone.set()
+        await anyio.lowlevel.checkpoint()
+        sent.append(message["type"])
 
-    scope = {"type": "http", "method": "POST", "path": INFER, "headers": []}
-    await application(PredictorPool(people()))(scope, receive, send)
-    assert not messages
+    async with PredictorPool(doubling(), workers=1) as pool:
+        await application(pool)(SCOPE, receiving(message, gone=gone), send)
+    assert sent == ["http.response.start", "http.response.body"]
+
+
+async def test_a_client_that_goes_away_within_its_body_is_forgotten() -> None:
+    begin = {"type": "http.request", "body": b"{", "more_body": True}
+    receive = receiving(begin, {"type": "http.disconnect"})
+    await application(PredictorPool(people()))(SCOPE, receive, unwanted)
 
 
 async def test_metrics_count_requests_by_outcome() -> None:

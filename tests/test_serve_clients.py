@@ -64,7 +64,17 @@ MODELS = """
     held = FunctionPredictor(load_held, signature=(np.float64, ()))
     listing = FunctionPredictor(lambda: lambda x: x.tolist(), signature=(np.float64, ()))
     dated = FunctionPredictor(lambda: lambda x: x, signature=(np.dtype("M8[s]"), ()))
-    anything = FunctionPredictor(lambda: lambda x: x)
+
+    def load_picky():
+        def predict(x):
+            if x[0] == 0:
+                raise ValueError("zero")
+            return x
+
+        return predict
+
+    picky = FunctionPredictor(load_picky, row_wise=True, signature=(np.float32, ()))
+    ones = [1.0]
     broken = FunctionPredictor(lambda: 1)
     number = 1
 """
@@ -402,6 +412,20 @@ def test_it_says_what_it_serves_and_options_are_respected(tmp_path: Path) -> Non
         assert server.post(path, {"inputs": [1]}) == (200, {"outputs": [2.5]})
         assert server.post(path, {"inputs": [1] * 50})[0] == 413
         assert server.post("/v1/models/half_plus_two:predict", {"inputs": [1]})[0] == 404
+        with contextlib.closing(server.connection()) as connection:
+            connection.request("GET", "/metrics")
+            metrics = connection.getresponse().read().decode()
+        # The first is the server's own, which has told it what the outputs are.
+        assert 'predictpool_requests_total{outcome="answered",pool="half"} 2.0' in metrics
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_it_warms_up_with_the_features_it_is_given(tmp_path: Path) -> None:
+    options = ["--features", "models:ones", "--workers", "1"]
+    with serving(tmp_path, "models:picky", *options) as server:
+        assert server.post("/v1/models/picky:predict", {"inputs": [2]}) == (200, {"outputs": [2.0]})
+        _, metadata = server.get("/v2/models/picky")
+        assert metadata["outputs"] == [{"name": "output", "datatype": "FP32", "shape": [-1]}]
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -429,6 +453,7 @@ def test_requests_that_take_too_long_or_are_too_many_are_refused(
             1,
         ),
         (["models:broken"], "load() returned 1, expected a function", 1),
+        (["models:picky"], "Here, name them with --features MODULE:FEATURES", 1),
         (["models:people", "--watch", "1"], "watch", 1),
         (["models:people", "--watch", "0"], "watch is 0, expected more than 0 seconds", 2),
         (["models:people", "--name", "a/b"], "--name is 'a/b', which is part of addresses", 2),

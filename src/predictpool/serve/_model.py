@@ -68,9 +68,11 @@ class Model:
         caller = asyncio.current_task()
         assert caller is not None
         gone = asyncio.ensure_future(_disconnected(receive))
+        waits = True
 
         def cancel(_: object) -> None:
-            caller.cancel()
+            if waits:  # it may be called when the answer has just come
+                caller.cancel()
 
         gone.add_done_callback(cancel)
         try:
@@ -85,7 +87,7 @@ class Model:
         except Exception as error:  # a model can raise anything
             raise _refusal(error) from error
         finally:
-            gone.remove_done_callback(cancel)
+            waits = False
             gone.cancel()
 
 
