@@ -306,6 +306,12 @@ def test_the_server_is_what_its_description_says(people: Server) -> None:
     from hypothesis import HealthCheck, given, settings
     from schemathesis import GenerationMode, checks
 
+    bounded = settings(
+        max_examples=20,
+        deadline=None,
+        derandomize=True,  # a request that nobody has thought of must not fail another's change
+        suppress_health_check=[*HealthCheck],
+    )
     # A schema cannot say that a shape is that of the data, or what fits the model.
     excluded = [checks.positive_data_acceptance]
     schema = schemathesis.openapi.from_url(f"{people.said['url']}/openapi.json")
@@ -314,7 +320,7 @@ def test_the_server_is_what_its_description_says(people: Server) -> None:
     for operation in operations:
         for mode in GenerationMode if operation.body else [GenerationMode.POSITIVE]:
 
-            @settings(max_examples=20, deadline=None, suppress_health_check=[*HealthCheck])
+            @bounded
             @given(case=operation.as_strategy(generation_mode=mode))
             def ask(case: Any) -> None:
                 case.call_and_validate(excluded_checks=excluded)
