@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
-# What these alone need: the dependency groups `examples`, `hooks` and `web`, which CI installs.
+# What these alone need: the dependency groups `examples`, `hooks` and `server`, which CI installs.
 NEEDED = {
     "from-tensorflow-serving": "orjson",
     "jax_model": "jax",

@@ -26,7 +26,7 @@ from tests.pools import POOL_TEST, calling, doubling, held, until, until_waiting
 from tests.stage import Stage
 
 for needed in ("httpx", "orjson", "prometheus_client"):
-    pytest.importorskip(needed, reason=f"needs {needed}, of the group web or hooks")
+    pytest.importorskip(needed, reason=f"needs {needed}, of the groups server and hooks")
 
 import httpx  # noqa: E402 - it may be missing, as what follows
 from prometheus_client import CollectorRegistry  # noqa: E402

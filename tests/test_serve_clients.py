@@ -161,7 +161,9 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def triton(people: Server) -> Iterator[Any]:
-    module = pytest.importorskip("tritonclient.http", reason="needs tritonclient, of the group web")
+    module = pytest.importorskip(
+        "tritonclient.http", reason="needs tritonclient, of the group server"
+    )
     client = module.InferenceServerClient(people.address, concurrency=8)
     yield client
     client.close()
@@ -301,7 +303,7 @@ def test_named_inputs_of_tensorflow_serving_are_answered(people: Server) -> None
 
 def test_the_server_is_what_its_description_says(people: Server) -> None:
     schemathesis = pytest.importorskip(
-        "schemathesis", reason="needs schemathesis, of the group web"
+        "schemathesis", reason="needs schemathesis, of the group server"
     )
     from hypothesis import HealthCheck, given, settings
     from schemathesis import GenerationMode, checks
