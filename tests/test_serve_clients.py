@@ -483,6 +483,19 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     assert done.returncode == exit_code
 
 
+@pytest.mark.parametrize("missing", ["httptools", "orjson", "prometheus_client", "uvicorn"])
+def test_without_the_extra_there_is_one_line_that_says_what_to_install(
+    missing: str, tmp_path: Path
+) -> None:
+    how = command(tmp_path, "models:people")
+    how["args"][3] = f"import sys; sys.modules[{missing!r}] = None; {how['args'][3]}"
+    done = subprocess.run(**how, capture_output=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f'predictpool: serve needs {missing}: pip install "predictpool[serve]"\n'
+    )
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
