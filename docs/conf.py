@@ -44,4 +44,5 @@ nitpick_ignore = [
     ("py:class", "OutT"),
     ("py:class", "Outcome"),
     ("py:class", "SourceKind"),
+    ("py:obj", "predictpool.testing.OutputsT"),
 ]

@@ -20,6 +20,7 @@ from blockbuster import BlockBuster
 
 from predictpool import PredictorPool
 from predictpool import _slot as slot_module
+from predictpool.testing import InlinePool
 from tests.stage import Stage
 
 LOOPS = {
@@ -59,6 +60,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__(first=0.001, longest=0.002, tries=3)
 
     monkeypatch.setattr(slot_module, "Backoff", Quick)
+
+
+@pytest.fixture
+def either_pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a test make its pools of the kind that `tests.pools.both_pools` gives it."""
+    if request.param == "inline":
+        monkeypatch.setattr(request.module, "PredictorPool", InlinePool)
 
 
 # --- what a test leaves behind -----------------------------------------------------
@@ -182,6 +190,7 @@ def never_blocking() -> Iterator[None]:
         ("predictpool/_cgroup.py", {"_read"}),
         ("predictpool/_local_worker.py", {"_report_end"}),
         ("predictpool/_local_launcher.py", {"_reap"}),
+        ("predictpool/testing.py", {"_carry_out", "_let_go"}),
     ]
     for function in detector.functions.values():
         for file, names in accepted:

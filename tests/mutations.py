@@ -630,7 +630,7 @@ MUTATIONS = [
     Mutation(
         "a Keras model has as many threads as its worker has cores",
         "predictors/_keras.py",
-        "        limit_threads(device.threads)\n",
+        "        limit_threads(device)\n",
         "",
         "test_keras::test_the_model_has_as_many_threads_as_its_device",
     ),

@@ -32,6 +32,12 @@ TWO_LOOPS = pytest.mark.parametrize(
 )
 
 
+def both_pools(test: Any) -> Any:
+    """Mark a test of what an `InlinePool` promises as well: it runs with either kind."""
+    kinds = pytest.mark.parametrize("either_pool", ["processes", "inline"], indirect=True)
+    return pytest.mark.usefixtures("either_pool")(kinds(test))
+
+
 def doubling(**options: Any) -> FunctionPredictor[Any]:
     """A predictor that doubles its rows."""
     options.setdefault("row_wise", True)

@@ -41,7 +41,7 @@ class WithThreads(SavedModelPredictor):
     """Tells how many threads TensorFlow was given on a device that has three."""
 
     def load(self, device: Device) -> None:
-        super().load(Device(threads=3))
+        super().load(Device(cores=device.cores, threads=3))
 
     def predict(self, features: Any) -> Any:
         import tensorflow as tf

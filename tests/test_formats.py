@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from predictpool import FunctionPredictor, PredictorPool
-from tests.pools import ONE_LOOP, POOL_TEST
+from tests.pools import ONE_LOOP, POOL_TEST, both_pools
 
 pytestmark = POOL_TEST
 
@@ -42,6 +42,7 @@ def echo(signature: Any) -> FunctionPredictor[Any]:
 
 @pytest.mark.parametrize("form", FORMS)
 @ONE_LOOP
+@both_pools
 async def test_named_features_arrive_as_the_signature_says(form: str) -> None:
     signature, make = FORMS[form]
     async with PredictorPool(echo(signature), workers=1) as pool:
@@ -65,6 +66,7 @@ async def test_named_features_arrive_as_the_signature_says(form: str) -> None:
     ids=["float64", "int64", "lists", "tuples", "DataFrame", "Fortran", "strided"],
 )
 @ONE_LOOP
+@both_pools
 async def test_one_array_arrives_as_the_signature_says(rows: Any) -> None:
     async with PredictorPool(echo((np.float32, (3,))), workers=1) as pool:
         outputs = await pool.predict(rows)
@@ -73,6 +75,7 @@ async def test_one_array_arrives_as_the_signature_says(rows: Any) -> None:
 
 
 @ONE_LOOP
+@both_pools
 async def test_a_series_is_one_array() -> None:
     async with PredictorPool(echo(np.float32), workers=1) as pool:
         outputs = await pool.predict(pd.Series([1.5, 2.5], index=["x", "y"]))
@@ -81,6 +84,7 @@ async def test_a_series_is_one_array() -> None:
 
 @pytest.mark.parametrize("signature", [None, (np.uint8, (8, 9, 3))], ids=["none", "declared"])
 @ONE_LOOP
+@both_pools
 async def test_images_stay_bytes(signature: Any) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), np.uint8)
     async with PredictorPool(echo(signature), workers=1) as pool:
@@ -91,6 +95,7 @@ async def test_images_stay_bytes(signature: Any) -> None:
 
 @pytest.mark.parametrize("signature", [None, bytes], ids=["none", "declared"])
 @ONE_LOOP
+@both_pools
 async def test_serialized_examples_are_bytes_to_the_last(signature: Any) -> None:
     serialized = [b"\n\x00", b"\xff\x00\x00", b""]
     async with PredictorPool(echo(signature), workers=1) as pool:
@@ -99,6 +104,7 @@ async def test_serialized_examples_are_bytes_to_the_last(signature: Any) -> None
 
 
 @ONE_LOOP
+@both_pools
 async def test_a_data_frame_without_a_signature() -> None:
     frame = pd.DataFrame({"age": [39, 52], "job": ["a", "b"], "ok": [True, False]})
     async with PredictorPool(echo(None), workers=1) as pool:

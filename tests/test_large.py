@@ -28,7 +28,17 @@ from predictpool._shared_buffer import STEP_BYTES, Copy, SharedBuffer, create_me
 from predictpool._wire import SHARED, Frame, Kind
 from predictpool._worker import _SharedMemory
 from tests import needs
-from tests.pools import ONE_LOOP, POOL_TEST, calling, doubling, held, pids_of, until, until_waiting
+from tests.pools import (
+    ONE_LOOP,
+    POOL_TEST,
+    both_pools,
+    calling,
+    doubling,
+    held,
+    pids_of,
+    until,
+    until_waiting,
+)
 from tests.stage import Stage
 
 MB = 1 << 20
@@ -98,6 +108,7 @@ async def test_arrays_of_sizes_around_every_limit_come_back_as_they_were_sent() 
 
 
 @on_every_loop
+@both_pools
 async def test_sizes_in_any_order_grow_the_buffer_and_come_back() -> None:
     chance = random.Random(3)
     async with PredictorPool(echoing(), workers=1) as pool:
@@ -162,6 +173,7 @@ def write_to_it(x: Any) -> Any:
 @on_every_loop
 @ONE_LOOP
 @pytest.mark.parametrize("size", [8, SHARED_BYTES // 2, SHARED_BYTES])
+@both_pools
 async def test_features_of_any_size_cannot_be_written_to(size: int) -> None:
     async with PredictorPool(calling(write_to_it), workers=1) as pool:
         with pytest.raises(ValueError, match="read-only"):
@@ -170,6 +182,7 @@ async def test_features_of_any_size_cannot_be_written_to(size: int) -> None:
 
 @on_every_loop
 @ONE_LOOP
+@both_pools
 async def test_a_predictor_that_writes_to_its_features_is_found_by_the_warm_up() -> None:
     with pytest.raises(WorkerStartError, match="read-only"):
         async with PredictorPool(calling(write_to_it), workers=1, warmup=[1.0, 2.0]):

@@ -25,7 +25,7 @@ from predictpool import (
     _devices,
 )
 from tests.conftest import Family
-from tests.pools import POOL_TEST, calling, doubling, held, until, until_waiting
+from tests.pools import POOL_TEST, both_pools, calling, doubling, held, until, until_waiting
 from tests.stage import Stage
 
 pytestmark = POOL_TEST
@@ -111,6 +111,7 @@ async def test_batch_timeout_holds_a_batch_until_it_is_full(stage: Stage) -> Non
         stage.let_go()
 
 
+@both_pools
 async def test_batch_timeout_ends_for_a_batch_that_does_not_fill(stage: Stage) -> None:
     async with PredictorPool(held(stage), workers=1, max_batch_size=3, batch_timeout=0.05) as pool:
         stage.let_go()
@@ -135,6 +136,7 @@ async def test_batch_timeout_ends_for_what_is_held_when_its_worker_comes_free(
         assert await stage.hears() == 1
 
 
+@both_pools
 async def test_a_closing_pool_holds_nothing_any_more(stage: Stage) -> None:
     pool = PredictorPool(held(stage), workers=1, batch_timeout=60.0, timeout=None)
     await pool.open()
@@ -252,6 +254,7 @@ async def _ask_and_forget(pool: PredictorPool[Any]) -> None:
         return
 
 
+@both_pools
 async def test_warmup_runs_in_every_worker_before_it_is_ready(stage: Stage) -> None:
     def load() -> Callable[[Any], Any]:
         def predict(x: Any) -> Any:
@@ -277,6 +280,7 @@ async def test_name_is_in_the_repr() -> None:
     assert repr(PredictorPool(doubling(), name="income")) == "<PredictorPool 'income' not opened>"
 
 
+@both_pools
 async def test_the_defaults_are_those_of_the_documentation() -> None:
     pool = PredictorPool(doubling())
     scheduler = pool._scheduler
@@ -332,6 +336,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("option", "value", "kind", "text"), WRONG, ids=[f"{w[0]}={w[1]!r}"[:40] for w in WRONG]
 )
+@both_pools
 def test_a_wrong_value_is_an_error_that_names_option_value_and_expectation(
     option: str, value: Any, kind: type[Exception], text: str
 ) -> None:
@@ -340,6 +345,7 @@ def test_a_wrong_value_is_an_error_that_names_option_value_and_expectation(
         PredictorPool(**options)
 
 
+@both_pools
 def test_a_signature_that_is_none_is_an_error() -> None:
     class Odd(FunctionPredictor[Any]):
         def __init__(self) -> None:
@@ -355,6 +361,7 @@ def test_a_launcher_that_is_told_maybe_is_an_error() -> None:
         LocalLauncher(fork="maybe")  # type: ignore[arg-type]
 
 
+@both_pools
 def test_an_unknown_option_is_an_error() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_batchsize'"):
         PredictorPool(doubling(), max_batchsize=3)  # type: ignore[call-arg]

@@ -19,7 +19,7 @@ import trio
 
 from predictpool import PredictorPool
 from tests.conftest import Family
-from tests.pools import doubling
+from tests.pools import both_pools, doubling
 
 pytestmark = [
     pytest.mark.faults,
@@ -202,6 +202,7 @@ async def forgotten() -> Any:
 
 
 @pytest.mark.parametrize("run", ["asyncio", "trio"])
+@both_pools
 def test_a_loop_that_ends_without_aclose_ends_the_processes_with_it(
     run: str, nothing_left: Family
 ) -> None:
@@ -232,6 +233,7 @@ def test_a_pool_that_nobody_holds_warns_and_ends_its_processes(
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@both_pools
 def test_a_pool_whose_loop_was_closed_under_it_ends_its_processes(
     nothing_left: Family, busy: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

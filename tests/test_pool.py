@@ -25,7 +25,7 @@ from predictpool import (
     PredictorPool,
 )
 from tests.conftest import Family, descriptors
-from tests.pools import POOL_TEST, adds_up, calling, doubling, held, naming_pids, until
+from tests.pools import POOL_TEST, adds_up, both_pools, calling, doubling, held, naming_pids, until
 from tests.stage import Stage
 
 pytestmark = POOL_TEST
@@ -51,6 +51,7 @@ def test_constructing_does_nothing_and_needs_no_event_loop(
     run(main if run is trio.run else main())
 
 
+@both_pools
 def test_a_pool_that_was_never_opened_is_collected_in_silence() -> None:
     pool = PredictorPool(doubling())
     del pool
@@ -60,6 +61,7 @@ def test_a_pool_that_was_never_opened_is_collected_in_silence() -> None:
 # --- opening and closing -----------------------------------------------------------
 
 
+@both_pools
 async def test_a_pool_answers_between_open_and_aclose() -> None:
     pool = PredictorPool(doubling(), workers=1)
     await pool.open()
@@ -93,6 +95,7 @@ async def test_repr_and_statistics_tell_the_phase_and_the_work(stage: Stage) -> 
     assert adds_up(pool)
 
 
+@both_pools
 async def test_a_pool_that_is_not_open_says_whether_it_was_not_opened_yet_or_is_closed() -> None:
     pool = PredictorPool(doubling(), workers=1)
     with pytest.raises(PoolClosed, match="not opened: use `async with"):
@@ -110,6 +113,7 @@ async def test_a_pool_that_is_not_open_says_whether_it_was_not_opened_yet_or_is_
     await pool.aclose()
 
 
+@both_pools
 async def test_opening_twice_is_an_error_and_harms_nobody() -> None:
     async with PredictorPool(doubling(), workers=1) as pool:
         with pytest.raises(RuntimeError, match="is open; a pool is opened once"):
@@ -117,6 +121,7 @@ async def test_opening_twice_is_an_error_and_harms_nobody() -> None:
         assert (await pool.predict([1.0])).tolist() == [2.0]
 
 
+@both_pools
 async def test_closing_before_opening_is_allowed_and_final() -> None:
     pool = PredictorPool(doubling())
     await pool.aclose()
@@ -152,6 +157,7 @@ async def test_closing_lets_requests_finish_and_refuses_new_ones(stage: Stage) -
     assert adds_up(pool)
 
 
+@both_pools
 async def test_closing_lets_the_predictor_close(stage: Stage) -> None:
     class Closing(FunctionPredictor[Any]):
         def close(self) -> None:
@@ -328,6 +334,7 @@ async def test_closing_while_further_workers_start_does_not_wait_for_them(
     assert nothing_left.gone_within(1)
 
 
+@both_pools
 async def test_a_pool_is_opened_in_one_task_and_closed_in_another() -> None:
     async def fixture(run: AsyncIterator[Any]) -> Any:
         return await anext(run, None)
@@ -365,6 +372,7 @@ def asyncio_is_running() -> bool:
 # --- whose loop --------------------------------------------------------------------
 
 
+@both_pools
 async def test_use_from_another_thread_or_loop_is_an_error_at_once() -> None:
     async with PredictorPool(doubling(), workers=1) as pool:
 
@@ -410,6 +418,7 @@ async def in_thread(function: Callable[[], object]) -> None:
 # --- predict -----------------------------------------------------------------------
 
 
+@both_pools
 async def test_predict_takes_mappings_and_arrays_and_keeps_dtypes_and_shapes() -> None:
     async with PredictorPool(calling(lambda x: x), workers=1) as pool:
         array = np.arange(12, dtype=np.int16).reshape(3, 2, 2)
@@ -427,6 +436,7 @@ async def test_predict_takes_mappings_and_arrays_and_keeps_dtypes_and_shapes() -
         assert np.array_equal(await pool.predict(large), large)
 
 
+@both_pools
 async def test_predict_one_takes_and_returns_a_row_without_its_axis() -> None:
     async with PredictorPool(
         calling(lambda x: {"sum": x["a"].sum(axis=1), "b": x["b"]}), workers=1
@@ -441,6 +451,7 @@ async def test_predict_one_takes_and_returns_a_row_without_its_axis() -> None:
             await pool.predict_one([1.0])
 
 
+@both_pools
 async def test_an_answer_belongs_to_its_caller() -> None:
     async with PredictorPool(doubling(), workers=1) as pool:
         first = await pool.predict([1.0, 2.0])
@@ -465,11 +476,13 @@ async def test_features_may_be_changed_as_soon_as_predict_waits(stage: Stage) ->
     assert answers == [[2.0, 4.0]]
 
 
+@both_pools
 async def test_outputs_that_are_no_arrays_come_as_they_are() -> None:
     async with PredictorPool(calling(lambda x: [("row", n) for n in x]), workers=1) as pool:
         assert await pool.predict([1.0, 2.0]) == [("row", 1.0), ("row", 2.0)]
 
 
+@both_pools
 async def test_hundreds_of_callers_each_get_their_own_rows() -> None:
     async with PredictorPool(doubling(), workers=2, max_batch_size=16) as pool:
         answered = 0
@@ -494,6 +507,7 @@ async def test_hundreds_of_callers_each_get_their_own_rows() -> None:
 # --- map ---------------------------------------------------------------------------
 
 
+@both_pools
 async def test_map_keeps_the_order_of_sync_and_async_iterables() -> None:
     async def batches() -> AsyncIterator[list[float]]:
         for number in range(50):
@@ -532,6 +546,7 @@ async def test_map_looks_ahead_two_requests_for_each_worker_and_no_further(stage
         stage.let_go(10)
 
 
+@both_pools
 async def test_map_waits_where_the_queue_is_full_instead_of_being_refused() -> None:
     async with PredictorPool(doubling(), workers=1, max_waiting=0) as pool:
         answers = [rows.tolist() async for rows in pool.map([[1.0], [2.0], [3.0]])]
@@ -564,6 +579,7 @@ async def broken_async_source() -> AsyncIterator[list[float]]:
     ],
     ids=["model", "features", "iterable", "async iterable"],
 )
+@both_pools
 async def test_map_raises_the_first_error_in_its_place(
     source: Callable[[], Any], expected: type[Exception]
 ) -> None:

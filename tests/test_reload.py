@@ -20,6 +20,7 @@ from tests.conftest import Family
 from tests.pools import (
     POOL_TEST,
     adds_up,
+    both_pools,
     calling,
     held,
     naming_pids,
@@ -207,6 +208,7 @@ async def test_what_runs_in_the_old_worker_is_answered_by_it_and_what_waits_by_t
         assert answers == [1, 2]
 
 
+@both_pools
 async def test_the_old_model_lets_go_in_good_order(stage: Stage) -> None:
     class Closing(FunctionPredictor[Any]):
         def close(self) -> None:
@@ -557,6 +559,7 @@ async def rows_of_calls(pool: PredictorPool[Any], stage: Stage, busy: int = 1) -
     return sorted(rows + stage.heard())
 
 
+@both_pools
 async def test_what_cannot_be_reloaded_is_an_error_at_once() -> None:
     pool = PredictorPool(calling(lambda x: x), workers=1)
     with pytest.raises(PoolClosed):

@@ -25,7 +25,17 @@ from predictpool import (
     TooManyRequests,
 )
 from predictpool._dispatcher import Dispatcher
-from tests.pools import ONE_LOOP, POOL_TEST, adds_up, calling, doubling, held, until, until_waiting
+from tests.pools import (
+    ONE_LOOP,
+    POOL_TEST,
+    adds_up,
+    both_pools,
+    calling,
+    doubling,
+    held,
+    until,
+    until_waiting,
+)
 from tests.stage import Stage
 
 pytestmark = POOL_TEST
@@ -207,6 +217,7 @@ async def test_requests_of_different_names_dtypes_or_row_shapes_do_not_share(sta
         ]
 
 
+@both_pools
 async def test_requests_to_a_predictor_that_is_not_row_wise_run_alone(stage: Stage) -> None:
     async with PredictorPool(held(stage, row_wise=False), workers=1) as pool:
         async with anyio.create_task_group() as group:
@@ -245,6 +256,7 @@ async def test_outputs_without_the_rows_are_run_alone_with_a_warning_once(
     assert len(said) == 1
 
 
+@both_pools
 async def test_outputs_without_the_rows_are_found_in_the_warm_up(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,6 +277,7 @@ async def test_outputs_without_the_rows_are_found_in_the_warm_up(
     assert "should say row_wise=False" in caplog.text
 
 
+@both_pools
 async def test_outputs_that_are_as_wide_as_the_call_are_found_in_the_warm_up(stage: Stage) -> None:
     def load() -> Callable[[Any], Any]:
         def predict(x: Any) -> Any:
@@ -288,6 +301,7 @@ async def test_outputs_that_are_as_wide_as_the_call_are_found_in_the_warm_up(sta
     assert [answer.shape for answer in answers] == [(1, 1)] * 4
 
 
+@both_pools
 async def test_outputs_that_depend_on_other_rows_are_found_in_a_warm_up_of_several(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -369,6 +383,7 @@ async def test_a_deadline_passes_while_the_request_runs_and_the_worker_lives_on(
         assert adds_up(pool)
 
 
+@both_pools
 async def test_no_time_at_all_is_a_timeout_and_less_is_an_error() -> None:
     async with PredictorPool(doubling(), workers=1) as pool:
         with pytest.raises(PoolTimeout):
@@ -475,6 +490,7 @@ async def test_a_cancelled_member_of_a_batch_that_fails_is_not_run_again(stage: 
         assert stage.heard() == [[2.0]]
 
 
+@both_pools
 async def test_a_storm_of_cancellation_leaves_every_survivor_answered() -> None:
     async with PredictorPool(doubling(), workers=2, max_batch_size=16, max_waiting=None) as pool:
         callers = Callers(pool)
@@ -655,6 +671,7 @@ async def test_quick_requests_never_wait_behind_a_slow_one(stage: Stage) -> None
 # --- bad features ------------------------------------------------------------------
 
 
+@both_pools
 async def test_bad_features_never_reach_a_worker_and_are_counted(stage: Stage) -> None:
     predictor = held(stage, signature=np.float32)
     stage.let_go(2)  # of the warm-up
@@ -674,6 +691,7 @@ def iter_nothing() -> Iterator[None]:
 
 
 @ONE_LOOP
+@both_pools
 async def test_features_that_do_not_pickle_are_refused() -> None:
     async with PredictorPool(doubling(), workers=1) as pool:
         with pytest.raises(InvalidFeatures, match="cannot be sent to a worker"):
@@ -704,6 +722,7 @@ def failing(make: Callable[[], BaseException]) -> FunctionPredictor[Any]:
 
 
 @ONE_LOOP
+@both_pools
 async def test_a_builtin_exception_comes_back_as_itself_with_the_workers_traceback() -> None:
     def model(x: Any) -> Any:
         return {"a": 1}[x[0]]
@@ -719,6 +738,7 @@ async def test_a_builtin_exception_comes_back_as_itself_with_the_workers_traceba
 
 
 @ONE_LOOP
+@both_pools
 async def test_an_exception_of_an_imported_module_comes_back_as_itself() -> None:
     def model(_: Any) -> Any:
         raise np.linalg.LinAlgError("singular")
@@ -784,6 +804,7 @@ def has_no_text() -> Exception:
     ],
     ids=["no pickle", "local", "no unpickle", "no text", "StopIteration", "StopAsyncIteration"],
 )
+@both_pools
 async def test_an_exception_that_cannot_travel_or_be_raised_becomes_a_prediction_error(
     make: Callable[[], BaseException], text: str
 ) -> None:
@@ -838,6 +859,7 @@ async def test_outputs_that_cannot_travel_fail_one_request_and_harm_nobody() -> 
 
 
 @ONE_LOOP
+@both_pools
 async def test_a_request_that_no_frame_can_hold_is_refused_and_disturbs_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -852,6 +874,7 @@ async def test_a_request_that_no_frame_can_hold_is_refused_and_disturbs_nobody(
 # --- rows of their own length ------------------------------------------------------
 
 
+@both_pools
 async def test_ragged_rows_reach_the_model_and_their_requests_share_its_calls() -> None:
     def describe(features: Any) -> Any:
         rows, words = features["n"], features["w"]

@@ -18,6 +18,7 @@ from tests.misbehaviour import Parting, hang_in_c
 from tests.pools import (
     POOL_TEST,
     adds_up,
+    both_pools,
     calling,
     doubling,
     held,
@@ -187,6 +188,7 @@ async def test_the_highest_slots_finish_what_they_run_and_get_nothing_more(
         assert adds_up(pool)
 
 
+@both_pools
 async def test_workers_that_are_too_many_let_go_of_their_models(stage: Stage) -> None:
     class Closing(FunctionPredictor[Any]):
         def close(self) -> None:
@@ -326,6 +328,7 @@ async def test_a_resize_cancelled_while_a_worker_is_busy_lets_it_go_on(stage: St
 # --- under load, and with what else goes on ----------------------------------------
 
 
+@both_pools
 async def test_64_callers_notice_nothing_of_a_pool_that_grows_shrinks_and_reloads() -> None:
     async with PredictorPool(doubling(), workers=1, max_batch_size=8) as pool:
         resizing, answered = True, [0]
@@ -434,6 +437,7 @@ async def test_who_waits_for_workers_is_told_of_the_new_number(stage: Stage) -> 
         assert sorted(told) == ["all", "three"]
 
 
+@both_pools
 async def test_a_wrong_size_is_an_error_at_once() -> None:
     pool = PredictorPool(doubling(), workers=1)
     with pytest.raises(PoolClosed):

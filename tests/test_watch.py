@@ -22,7 +22,7 @@ from predictpool._watch import Looks
 from tests import models, needs
 from tests.answers import assert_equal_outputs
 from tests.conftest import Family
-from tests.pools import POOL_TEST, adds_up, doubling, pids_of, until, until_replaced
+from tests.pools import POOL_TEST, adds_up, both_pools, doubling, pids_of, until, until_replaced
 from tests.stage import Stage
 
 pool_test = [*POOL_TEST, pytest.mark.faults]
@@ -306,6 +306,7 @@ async def test_nothing_is_loaded_again_while_nothing_changes(
 
 
 @of_pools
+@both_pools
 async def test_without_watch_nobody_looks(tmp_path: Path, counted: Counted) -> None:
     write_version(tmp_path, 1)
     async with PredictorPool(versioned(tmp_path), workers=1) as pool:
@@ -316,6 +317,7 @@ async def test_without_watch_nobody_looks(tmp_path: Path, counted: Counted) -> N
 
 
 @of_pools
+@both_pools
 async def test_a_half_written_checkpoint_is_never_taken(tmp_path: Path, counted: Counted) -> None:
     write_version(tmp_path, 1)
     write_checkpoint(tmp_path, "ckpt-1")
@@ -494,6 +496,7 @@ async def test_a_predictor_that_names_nothing_to_watch_is_an_error(
 
 
 @of_pools
+@both_pools
 async def test_a_source_that_is_none_is_an_error() -> None:
     from predictpool import WorkerStartError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from predictpool import Device, FunctionPredictor, LocalLauncher, PredictorPool, Signature
-from tests.pools import POOL_TEST, calling, doubling, pids_of, until
+from tests.pools import POOL_TEST, both_pools, calling, doubling, pids_of, until
 from tests.stage import Stage
 
 pytestmark = POOL_TEST
@@ -29,6 +29,7 @@ class Learning(FunctionPredictor[Any]):
 # --- the signature -----------------------------------------------------------------
 
 
+@both_pools
 async def test_a_declared_signature_is_known_before_and_after_everything() -> None:
     pool = PredictorPool(doubling(signature=(np.float32, (3,))), workers=1)
     declared = Signature.declared((np.float32, (3,)))
@@ -38,6 +39,7 @@ async def test_a_declared_signature_is_known_before_and_after_everything() -> No
     assert pool.signature == declared
 
 
+@both_pools
 async def test_the_signature_of_a_loaded_predictor_is_known_when_a_worker_is_ready() -> None:
     predictor = Learning(lambda: lambda features: features["x"] * 2)
     pool = PredictorPool(predictor, workers=1)
@@ -47,6 +49,7 @@ async def test_the_signature_of_a_loaded_predictor_is_known_when_a_worker_is_rea
         assert [worker.method for worker in pool.workers()] == ["table"]
 
 
+@both_pools
 async def test_an_inferred_signature_is_known_when_the_first_request_is_answered() -> None:
     predictor = doubling()
     predictor.signature = "infer"
@@ -56,6 +59,7 @@ async def test_an_inferred_signature_is_known_when_the_first_request_is_answered
         assert pool.signature == Signature.declared((np.float32, (2,)))
 
 
+@both_pools
 async def test_a_predictor_that_takes_anything_has_no_signature() -> None:
     async with PredictorPool(doubling(), workers=1) as pool:
         await pool.predict([1.0])
@@ -119,6 +123,7 @@ async def test_after_a_reload_the_new_worker_is_told_of() -> None:
         assert (old.row_wise, new.row_wise) == (True, False)
 
 
+@both_pools
 async def test_outputs_without_rows_are_a_warning_of_the_worker() -> None:
     predictor = FunctionPredictor(
         lambda: lambda x: x.sum(), row_wise=True, signature=(np.float32, ())

@@ -16,7 +16,8 @@ class Device:
 
     Attributes:
         kind: ``"cpu"``.
-        cores: the numbers of the CPU cores that the worker may use.
+        cores: the numbers of the CPU cores that the worker may use; none for a worker of
+            `predictpool.testing.InlinePool`, which may use what its tests may.
         threads: how many threads TensorFlow gets.
     """
 

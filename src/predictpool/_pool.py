@@ -153,7 +153,7 @@ class PredictorPool(Generic[OutputsT]):
         self._grace_period = grace_period
         self._watch = watch
         self._warmup = warmup
-        self._launcher: Launcher = LocalLauncher() if launcher is None else launcher
+        self._launcher = self._launcher_for(launcher)
         self._scheduler = Scheduler(
             max_batch_size=max_batch_size,
             max_waiting=math.inf if max_waiting is None else max_waiting,
@@ -206,7 +206,7 @@ class PredictorPool(Generic[OutputsT]):
         recipe = self._recipe(self._predictor)
         backend = current_backend(_weakly(self))
         self._launcher.bind(backend, tuple(self._predictor.preload))
-        devices = _devices_for(self._workers)
+        devices = self._devices_for(self._workers)
         self._phase = _Phase.OPENING
         self._backend = backend
         self._dispatcher = Dispatcher(self._scheduler, backend, teller=self._teller)
@@ -322,7 +322,7 @@ class PredictorPool(Generic[OutputsT]):
         """
         supervisor = self._open_supervisor()
         _check_count("workers", workers, 1)
-        await supervisor.resize(_devices_for(workers))
+        await supervisor.resize(self._devices_for(workers))
 
     # --- predicting ----------------------------------------------------------------
 
@@ -438,12 +438,12 @@ class PredictorPool(Generic[OutputsT]):
         )
 
     def __repr__(self) -> str:
-        name = f" {self._name!r}" if self._name else ""
+        kind, name = type(self).__name__, f" {self._name!r}" if self._name else ""
         if self._phase in (_Phase.NEW, _Phase.CLOSED):
-            return f"<PredictorPool{name} {self._phase.value}>"
+            return f"<{kind}{name} {self._phase.value}>"
         now = self.statistics()
         return (
-            f"<PredictorPool{name} {self._phase.value}, {now.ready}/{now.workers} workers ready, "
+            f"<{kind}{name} {self._phase.value}, {now.ready}/{now.workers} workers ready, "
             f"{now.waiting} waiting, {now.running} running>"
         )
 
@@ -454,6 +454,15 @@ class PredictorPool(Generic[OutputsT]):
                 self._supervisor.kill(_closed_error)
 
     # --- inside --------------------------------------------------------------------
+
+    def _launcher_for(self, given: Launcher | None) -> Launcher:
+        """Return where the workers live."""
+        return LocalLauncher() if given is None else given
+
+    def _devices_for(self, workers: int | None) -> list[Device]:
+        """Return where each worker is pinned."""
+        cores = available_cores()
+        return plan(workers, cores, worth(cores))
 
     def _submit(
         self, features: Any, one: bool, timeout: float | _PoolsOwn | None
@@ -556,11 +565,6 @@ def _weak_statistics(pool: PredictorPool[Any]) -> Callable[[], PoolStatistics | 
         return None if held is None else held.statistics()
 
     return statistics
-
-
-def _devices_for(workers: int | None) -> list[Device]:
-    cores = available_cores()
-    return plan(workers, cores, worth(cores))
 
 
 # --- the checks of options ---------------------------------------------------------

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ def main(connection: socket.socket, buffer: int) -> None:
         return
     LOADING.set()
     try:
-        predictor, ready = _start(pickle.loads(first.payload))
+        predictor, ready = load_predictor(pickle.loads(first.payload))
         message = _wire.encode_message(Kind.READY, 0, ready)
     except Exception as error:  # noqa: BLE001 - whatever it is, the application is told
         _send(connection, _wire.encode_message(Kind.START_FAILED, 0, describe(error)))
@@ -123,7 +123,7 @@ def main(connection: socket.socket, buffer: int) -> None:
             predictor.close()
             _send(connection, _wire.encode_frame(Kind.GOODBYE))
             return
-        _send(connection, _answer(predictor, encoder, shared, frame))
+        _send(connection, answer(predictor, encoder, shared.payload, frame))
 
 
 def describe(error: BaseException, *, broke_rows: bool = False) -> Failure:
@@ -154,7 +154,8 @@ def _pickled(error: BaseException) -> bytes | None:
 # --- start -------------------------------------------------------------------------
 
 
-def _start(start: Start) -> tuple[Any, Ready]:
+def load_predictor(start: Start) -> tuple[Any, Ready]:
+    """Load a predictor and warm it up. Raises whatever it raises."""
     began = time.monotonic()
     predictor = cloudpickle.loads(start.predictor)
     predictor.load(start.device)
@@ -295,10 +296,17 @@ class _SharedMemory:
         return self._view[offset : offset + size]
 
 
-def _answer(predictor: Any, encoder: OutputEncoder, shared: _SharedMemory, frame: Frame) -> Parts:
+def answer(
+    predictor: Any, encoder: OutputEncoder, payload: Callable[[Frame], memoryview], frame: Frame
+) -> Parts:
+    """Return the frame that answers a batch: with its outputs, or with what the model raised.
+
+    Args:
+        payload: tells where the payload of a frame is.
+    """
     try:
         schema = parse_schema(frame.schema)
-        features = decode_payload(schema, frame.rows, shared.payload(frame))
+        features = decode_payload(schema, frame.rows, payload(frame))
         outputs = predictor.predict(features)
         return _encode_answer(encoder.encode(outputs, frame.rows), outputs, frame)
     except RowsBroken as error:

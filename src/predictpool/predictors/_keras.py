@@ -89,7 +89,7 @@ class KerasPredictor:
             RuntimeError: Keras runs on another backend than TensorFlow.
         """
         _require_keras()
-        limit_threads(device.threads)
+        limit_threads(device)
         if self._path is not None:
             self.source = ModelSource.at(self._path, "file")
         model = self._load()

@@ -124,7 +124,7 @@ class SavedModelPredictor:
             self.method, self._model = "session", session.model(signature)
         else:
             session.close()
-            self.method, self._model = "function", FunctionModel(folder, name, device.threads)
+            self.method, self._model = "function", FunctionModel(folder, name, device)
 
     def predict(self, features: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs of the signature for all rows.

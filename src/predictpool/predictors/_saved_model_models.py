@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from predictpool._columns import Array
+from predictpool._devices import Device
 from predictpool.predictors._model_files import MODEL_FILE, read_contents
 from predictpool.predictors._tensorflow import limit_threads
 
@@ -105,10 +106,10 @@ class SessionModel:
 class FunctionModel:
     """One signature of a SavedModel as a function of TensorFlow 2."""
 
-    def __init__(self, folder: Path, name: str, threads: int) -> None:
+    def __init__(self, folder: Path, name: str, device: Device) -> None:
         import tensorflow as tf
 
-        limit_threads(threads)
+        limit_threads(device)
         self._tensor = tf.constant
         with _explained(folder):
             self._root = tf.saved_model.load(str(folder), tags=[SERVE])  # owns the variables

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from predictpool._columns import Array
+from predictpool._devices import Device
 
 
 def require_tensorflow(
@@ -33,15 +34,17 @@ def require_tensorflow(
         ) from error
 
 
-def limit_threads(threads: int) -> None:
+def limit_threads(device: Device) -> None:
     """Give TensorFlow as many threads as there are cores for it, before it runs anything.
 
-    More of them on a pinned worker only get into each other's way.
+    More of them on a pinned worker only get into each other's way. On a device without cores
+    it keeps those that it has: they are the application's, which may have used it already.
     """
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if device.cores:
+        tf.config.threading.set_intra_op_parallelism_threads(device.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(device.threads)
 
 
 def empty_like(tensor: Any) -> Array:
