@@ -7,7 +7,6 @@ import contextlib
 import gc
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -165,16 +164,17 @@ async def test_requests_of_one_turn_share_a_batch_and_everything_is_counted() ->
 
 
 def slowly(x: Any) -> Any:
-    time.sleep(0.1)
+    """Take as many seconds as it is told."""
+    time.sleep(x[0])
     return x * 2
 
 
 async def test_a_deadline_that_passes_while_the_model_runs_is_a_timeout() -> None:
     async with InlinePool(calling(slowly)) as pool:
         with pytest.raises(PoolTimeout) as caught:
-            await pool.predict([1.0], timeout=0.01)
+            await pool.predict([0.3], timeout=0.25)
         assert caught.value.ran > 0
-        assert await asks(pool) == [2.0]
+        assert await asks(pool, 0.0) == [0.0]
         assert pool.statistics().timed_out == 1
         assert adds_up(pool)
 
@@ -182,7 +182,7 @@ async def test_a_deadline_that_passes_while_the_model_runs_is_a_timeout() -> Non
 async def test_a_batch_that_ran_longer_than_hang_timeout_ends_its_worker() -> None:
     async with InlinePool(calling(slowly), hang_timeout=0.01, retries=0) as pool:
         with pytest.raises(BrokenWorkerError, match=r"ran longer than hang_timeout=0\.01 s"):
-            await pool.predict([1.0])
+            await pool.predict([0.1])
         await until(lambda: pool.statistics().ready)
         assert pool.statistics().restarts == 1
 
@@ -244,30 +244,56 @@ async def test_a_model_that_raises_what_ends_tasks_ends_no_caller() -> None:
         assert "CancelledError" in caught.value.crash_report
 
 
-let_go = threading.Event()
+INTERRUPTED = """
+import asyncio
+import signal
+import sys
+import threading
+import time
+
+from predictpool import FunctionPredictor, WorkerStartError
+from predictpool.testing import InlinePool
 
 
-def until_let_go(_: Any) -> Any:
-    """Never return, unless another thread wants it; found by its name and so not copied."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-    let_go.wait()
+class TimeLimit(BaseException):
+    pass
 
 
-def test_ctrl_c_while_a_model_runs_for_ever_ends_the_program() -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+def interrupt(*_):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise {"ctrl-c": KeyboardInterrupt, "limit": TimeLimit}[sys.argv[1]]
 
-    async def main() -> None:
-        async with InlinePool(calling(until_let_go), timeout=None) as pool:
-            await pool.predict([1.0])
 
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            asyncio.run(main())  # which closes the pool, and does not wait for the model
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-        let_go.set()
+def for_ever(_):
+    # Again until it is heard: one that comes as a thread begins to wait does not wake it.
+    while signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.01)
+    threading.Event().wait()
+
+
+async def main():
+    async with InlinePool(FunctionPredictor(lambda: for_ever), timeout=None) as pool:
+        await pool.predict([1.0])
+
+
+signal.signal(signal.SIGINT, interrupt)
+try:
+    asyncio.run(main())
+except (KeyboardInterrupt, WorkerStartError) as error:
+    print(repr(error))
+"""
+
+
+def test_ctrl_c_while_a_model_runs_for_ever_ends_the_program(tmp_path: Path) -> None:
+    assert run_in(tmp_path, "-c", INTERRUPTED, "ctrl-c") == "KeyboardInterrupt()\n"
+
+
+def test_a_time_limit_that_passes_while_a_model_runs_for_ever_ends_the_pool(tmp_path: Path) -> None:
+    said = run_in(tmp_path, "-c", INTERRUPTED, "limit")
+    assert "TimeLimit" in said  # which asyncio reports, and goes on
+    assert "WorkerStartError" in said
+    assert "could not be started: the last one was interrupted" in said
 
 
 async def test_what_runs_longer_than_the_grace_period_is_over_when_the_pool_is_closed() -> None:
@@ -276,7 +302,7 @@ async def test_what_runs_longer_than_the_grace_period_is_over_when_the_pool_is_c
 
     async def ask() -> None:
         with contextlib.suppress(PoolClosed):  # or it has its answer, which was there by then
-            await pool.predict([1.0])
+            await pool.predict([0.1])
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask)
@@ -303,7 +329,7 @@ async def test_a_worker_that_is_asked_for_when_the_pool_is_closed_is_not_started
     async with InlinePool(doubling()) as pool:
         pass
     nobody: Any = None
-    with pytest.raises(ChildProcessError, match="is closed"):
+    with pytest.raises(ChildProcessError, match="pool that was closed"):
         await pool._launcher.start(nobody, nobody)
 
 
@@ -431,6 +457,7 @@ def test_every_block_of_the_page_is_a_file() -> None:
     assert "app.py" in files
 
 
+@pytest.mark.timeout(120)
 def test_the_tests_that_the_page_shows_pass(tmp_path: Path) -> None:
     files = files_of_the_page()
     for name, text in files.items():

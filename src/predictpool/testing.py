@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
+from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from predictpool._backend import Backend
@@ -63,31 +64,37 @@ class _InlineLauncher:
     def __init__(self) -> None:
         self._backend: Backend | None = None
         self._workers: list[_InlineWorker] = []
-        self._closed = False
+        self._closed = ""  # why, once it is
 
     def bind(self, backend: Backend, preload: tuple[str, ...]) -> None:
         self._backend = backend
 
     async def start(self, start: Start, listener: Listener) -> WorkerHandle:
         assert self._backend is not None
-        if self._closed:  # while a reload loaded another slot
-            raise ChildProcessError("the launcher is closed")
-        worker = _InlineWorker(self._backend, listener)
+        if self._closed:
+            raise ChildProcessError(f"the last one {self._closed}")
+        worker = _InlineWorker(self._backend, listener, self._end)
         self._workers = [*(other for other in self._workers if not other.gone), worker]
         worker.begin(start)
         return worker
 
     def kill(self) -> None:
-        self._closed = True
-        for worker in self._workers:
-            worker.kill("belongs to a pool that was closed")
+        self._end("belongs to a pool that was closed")
 
     async def aclose(self) -> None:
         self.kill()
 
+    def _end(self, why: str) -> None:
+        self._closed = why
+        for worker in self._workers:
+            worker.kill(why)
+
 
 _Report: TypeAlias = Callable[[], None]
 """Tells the listener what came of an order."""
+
+_Order: TypeAlias = Callable[[], _Report]
+"""What the pool asks of a worker."""
 
 
 class _InlineWorker:
@@ -100,16 +107,25 @@ class _InlineWorker:
         gone: whether it has ended.
     """
 
-    def __init__(self, backend: Backend, listener: Listener) -> None:
+    def __init__(
+        self, backend: Backend, listener: Listener, end_all: Callable[[str], None]
+    ) -> None:
         self.pid = os.getpid()
         self.gone = False
         self._backend = backend
         self._listener = listener
-        self._orders: deque[Callable[[], _Report]] = deque()
+        self._end_all = end_all
+        self._orders: deque[_Order] = deque()
         self._predictor: Any = None
         self._encoder = OutputEncoder()
-        self._thread = ThreadPoolExecutor(1, "predictpool inline worker")
         self._running = False
+        self._to_thread: SimpleQueue[_Order | None] = SimpleQueue()
+        self._from_thread: SimpleQueue[_Report] = SimpleQueue()
+        # A daemon, so that a program ends whose model never does.
+        self._thread = threading.Thread(
+            target=self._work, name="predictpool inline worker", daemon=True
+        )
+        self._thread.start()
 
     # --- what the pool asks for ----------------------------------------------------
 
@@ -136,7 +152,7 @@ class _InlineWorker:
 
     # --- in the event loop ---------------------------------------------------------
 
-    def _order(self, order: Callable[[], _Report]) -> None:
+    def _order(self, order: _Order) -> None:
         self._orders.append(order)
         if len(self._orders) == 1:
             self._in_turn(self._carry_out)
@@ -152,9 +168,11 @@ class _InlineWorker:
             return
         self._running = True
         try:
-            report = self._thread.submit(self._outcome, self._orders[0]).result()
+            self._to_thread.put(self._orders[0])
+            report = self._from_thread.get()
         except BaseException:  # not the model's: Ctrl-C, or a test's time limit
-            self.kill("was interrupted")
+            # Nobody is to run the same again: asyncio goes on after most of what is raised here.
+            self._end_all("was interrupted")
             raise
         self._running = False
         self._in_turn(partial(self._tell, report))
@@ -178,14 +196,18 @@ class _InlineWorker:
     def _let_go(self) -> None:
         self.gone = True
         self._orders.clear()
-        with contextlib.suppress(RuntimeError):  # the interpreter ends, and takes it along
-            self._thread.submit(self._forget)
-        # Unless the model still runs, because waiting for it was interrupted.
-        self._thread.shutdown(wait=not self._running)
+        self._to_thread.put(None)
+        if not self._running:  # or else waiting for the model was interrupted
+            self._thread.join()
 
     # --- in the worker's thread ----------------------------------------------------
 
-    def _outcome(self, order: Callable[[], _Report]) -> _Report:
+    def _work(self) -> None:
+        for order in iter(self._to_thread.get, None):
+            self._from_thread.put(self._outcome(order))
+        self._predictor = None
+
+    def _outcome(self, order: _Order) -> _Report:
         try:
             return order()
         except BaseException as error:  # noqa: BLE001 - it would have ended a process
@@ -207,9 +229,6 @@ class _InlineWorker:
     def _close(self) -> _Report:
         self._predictor.close()
         return partial(self._ended, End(0, None, "", True, ""))
-
-    def _forget(self) -> None:
-        self._predictor = None
 
 
 def _received(parts: Parts) -> Frame:
