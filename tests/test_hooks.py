@@ -40,6 +40,7 @@ from tests.pools import (
     ONE_LOOP,
     POOL_TEST,
     TWO_LOOPS,
+    both_pools,
     calling,
     doubling,
     held,
@@ -137,6 +138,7 @@ async def gathered(pool: PredictorPool[Any], *requests: Any) -> None:
 # --- what is told ------------------------------------------------------------------
 
 
+@both_pools
 async def test_a_request_is_told_from_its_start_to_its_answer() -> None:
     notebook = Notebook()
     async with PredictorPool(doubling(), workers=1, name="two", hooks=[notebook]) as pool:
@@ -215,6 +217,7 @@ async def test_every_outcome_is_told_once(stage: Stage) -> None:
     assert ran.ran > 0
 
 
+@both_pools
 async def test_what_the_model_raises_is_told_with_each_batch_that_it_took() -> None:
     def picky(x: Any) -> Any:
         if (x < 0).any():
@@ -330,6 +333,7 @@ async def test_workers_that_end_with_their_pool_or_are_replaced_are_not_lost(
     assert notebook.facts[-1][0] == "pool_closed"
 
 
+@both_pools
 async def test_a_pool_that_cannot_be_opened_is_closed_again() -> None:
     def load() -> Any:
         raise FileNotFoundError("no model")
