@@ -200,12 +200,13 @@ async def ask(
         await pool.aclose()
 
 
-async def opened(predictor: Predictor[Any], given: Any, start_timeout: float) -> PredictorPool[Any]:
-    """Return a pool whose worker is ready."""
+async def opened(
+    predictor: Predictor[Any], given: Any, start_timeout: float, **options: Any
+) -> PredictorPool[Any]:
+    """Return a pool whose first worker is ready; of one worker, unless the options say more."""
+    options = {"workers": 1, "retries": 0, **options}
     try:
-        pool = PredictorPool(
-            predictor, workers=1, retries=0, warmup=given, start_timeout=start_timeout
-        )
+        pool = PredictorPool(predictor, warmup=given, start_timeout=start_timeout, **options)
         await pool.open()
     except WorkerStartError as error:
         raise start_failure(error, given is None) from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 if TYPE_CHECKING:
     import typer
+    from rich.console import Console
 
     from predictpool._command import CommandError
 
@@ -67,6 +68,8 @@ def _app() -> "typer.Typer":
     _add_check(app)
     _add_export(app)
     _add_serve(app)
+    _add_score(app)
+    _add_bench(app)
     return app
 
 
@@ -379,6 +382,186 @@ def _serve(target: str, verbose: bool, as_json: bool, **options: Any) -> None:
         raise SystemExit(130) from None
 
 
+def _add_score(app: "typer.Typer") -> None:
+    """Give the application its command ``score``."""
+    import typer
+
+    @app.command()
+    def score(
+        target: Annotated[
+            str,
+            typer.Argument(
+                metavar="MODULE:PREDICTOR",
+                help="The predictor, as in models.income:predictor; the current directory is on "
+                "Python's path.",
+            ),
+        ],
+        source: Annotated[
+            Path,
+            typer.Argument(
+                metavar="INPUT", help="The rows: a file that ends with .csv, .jsonl or .parquet."
+            ),
+        ],
+        output: Annotated[
+            Path,
+            typer.Argument(metavar="OUTPUT", help="What the model says to them; the same endings."),
+        ],
+        *,
+        keep: Annotated[
+            str,
+            typer.Option(
+                metavar="COLUMN,...",
+                help="Columns of INPUT that OUTPUT gets, too.",
+                show_default="none",
+            ),
+        ] = "",
+        workers: Annotated[
+            int | None,
+            typer.Option(min=1, help="Processes in the pool.", show_default="one for each core"),
+        ] = None,
+        request_rows: Annotated[
+            int, typer.Option(min=1, help="Rows in each request; fewer where rows are large.")
+        ] = 256,
+        features: Annotated[
+            str | None,
+            typer.Option(
+                metavar="MODULE:FEATURES",
+                help="Warm up with these, as with the pool's warmup=.",
+                show_default="one row of zeros and empty text",
+            ),
+        ] = None,
+        start_timeout: Annotated[
+            float, typer.Option(min=0.0, help="Seconds for each worker to start, load and warm up.")
+        ] = 120.0,
+        verbose: Annotated[
+            bool,
+            typer.Option(
+                "--verbose", help="Show tracebacks, and what the module and the workers write."
+            ),
+        ] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print one JSON object; times are in seconds.")
+        ] = False,
+    ) -> None:
+        """Predict for all rows of a file, and write what the model says to them.
+
+        A row that is refused is set aside, in OUTPUT.refused.jsonl, with its line and the reason.
+        Stopped or killed, the same command goes on where it was. The exit code is 0 if all rows
+        were scored, 3 if some were set aside, 1 if the predictor does not work, and 2 if this
+        command was called wrongly.
+        """
+        options = {"workers": workers, "request_rows": request_rows, "features": features}
+        columns = [name for name in keep.split(",") if name]
+        arguments = {"keep": columns, "start_timeout": start_timeout, **options}
+        _score_file((target, source, output), arguments, verbose, as_json)
+
+
+def _score_file(
+    files: tuple[str, Path, Path], arguments: Any, verbose: bool, as_json: bool
+) -> None:
+    """Score and print what became of it; errors that the user can act on are one line."""
+    from predictpool import _score
+
+    def run(console: "Console") -> _score.ScoreResult:
+        with _score.shown(console, f"Scoring {files[1].name}") as report:
+            return _score.run(*files, **arguments, report=report)
+
+    result = _on_the_terminal(verbose, run)
+    _show(result, _score.table, as_json)
+    if result.incomplete:
+        print(f"predictpool: {result.incomplete}", file=sys.stderr)
+        raise SystemExit(3)
+
+
+def _add_bench(app: "typer.Typer") -> None:
+    """Give the application its command ``bench``."""
+    import typer
+
+    @app.command()
+    def bench(
+        target: Annotated[
+            str,
+            typer.Argument(
+                metavar="MODULE:PREDICTOR",
+                help="The predictor, as in models.income:predictor; the current directory is on "
+                "Python's path.",
+            ),
+        ],
+        *,
+        features: Annotated[
+            str | None,
+            typer.Option(
+                metavar="MODULE:FEATURES",
+                help="What each request asks for, and warms up with.",
+                show_default="one row of zeros and empty text",
+            ),
+        ] = None,
+        workers: Annotated[
+            str,
+            typer.Option(
+                metavar="N,...",
+                help="Numbers of workers to try.",
+                show_default="1, 2, 4 and so on, up to one for each core",
+            ),
+        ] = "",
+        callers: Annotated[int, typer.Option(min=1, help="Callers that ask at one time.")] = 64,
+        seconds: Annotated[
+            float, typer.Option(min=0.01, help="What each round takes; there are 4 for each line.")
+        ] = 1.0,
+        plot: Annotated[
+            Path | None,
+            typer.Option(
+                dir_okay=False, help="Draw it, in a .png or .svg.", show_default="no drawing"
+            ),
+        ] = None,
+        start_timeout: Annotated[
+            float, typer.Option(min=0.0, help="Seconds for each worker to start, load and warm up.")
+        ] = 120.0,
+        verbose: Annotated[
+            bool,
+            typer.Option(
+                "--verbose", help="Show tracebacks, and what the module and the workers write."
+            ),
+        ] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print one JSON object; times are in seconds.")
+        ] = False,
+    ) -> None:
+        """Measure latency and throughput with more and fewer workers, and larger batches.
+
+        It ends with the options to take. The exit code is 0, 1 if the predictor does not work, and
+        2 if this command was called wrongly.
+        """
+        counts = _counts("--workers", workers)
+        arguments: dict[str, Any] = {"features": features, "callers": callers, "seconds": seconds}
+        arguments |= {"workers": counts, "plot_file": plot, "start_timeout": start_timeout}
+        _bench(target, arguments, verbose, as_json)
+
+
+def _counts(option: str, text: str) -> list[int]:
+    """Return the numbers that an option lists."""
+    import typer
+
+    numbers = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise typer.BadParameter(
+            f"{text!r}, expected numbers from 1 with commas between them, for example 1,2,4",
+            param_hint=option,
+        )
+    return [int(number) for number in numbers]
+
+
+def _bench(target: str, arguments: Any, verbose: bool, as_json: bool) -> None:
+    """Measure and print what was found; errors that the user can act on are one line."""
+    from predictpool import _bench
+
+    def run(console: "Console") -> _bench.BenchResult:
+        with _bench.shown(console) as report:
+            return _bench.run(target, **arguments, report=report)
+
+    _show(_on_the_terminal(verbose, run), _bench.table, as_json)
+
+
 def _show(result: Any, table: Callable[[Any], object], as_json: bool) -> None:
     """Print a result, for programs or for people."""
     import rich
@@ -391,6 +574,16 @@ def _show(result: Any, table: Callable[[Any], object], as_json: bool) -> None:
 
 def _one_line_errors(doing: str, verbose: bool, run: Callable[[], Result]) -> Result:
     """Return what ``run`` returns; end with one line where the user made a mistake."""
+
+    def with_status(console: "Console") -> Result:
+        with console.status(doing):
+            return run()
+
+    return _on_the_terminal(verbose, with_status)
+
+
+def _on_the_terminal(verbose: bool, run: "Callable[[Console], Result]") -> Result:
+    """Do the same for what shows its progress itself, on stderr."""
     import rich.console
 
     from predictpool._command import CommandError, quietly
@@ -400,8 +593,7 @@ def _one_line_errors(doing: str, verbose: bool, run: Callable[[], Result]) -> Re
             # At the last moment: a file of the user's must not pass for a library of ours.
             if str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
-            with rich.console.Console(file=terminal).status(doing):
-                return run()
+            return run(rich.console.Console(file=terminal))
     except CommandError as error:
         raise SystemExit(_told(error, verbose)) from error
     except KeyboardInterrupt:  # which older versions of click turn into "Aborted!" and 1

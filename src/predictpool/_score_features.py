@@ -1,0 +1,196 @@
+"""From the rows of a file to the features that a predictor takes, for ``predictpool score``."""
+
+import json
+import reprlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from predictpool import FeatureSpec, Signature
+from predictpool._command import CommandError
+from predictpool._features._refusals import did_you_mean, name_list
+from predictpool._features._spec import REQUIRED, UNNAMED
+from predictpool._tables import Row, Source
+
+
+class Taking:
+    """Takes out of a row what the predictor takes.
+
+    Args:
+        signature: what that is.
+        source: where the rows come from.
+        keep: columns of the input that the output gets.
+
+    Attributes:
+        unused: the columns that are neither features nor kept; none where each row has its own.
+
+    Raises:
+        CommandError: the file lacks columns, or the predictor cannot be given a file's values.
+    """
+
+    def __init__(self, signature: Signature, source: Source, keep: tuple[str, ...]) -> None:
+        self._keep = keep
+        self._signature = signature
+        self._columns = [
+            (name, reading(name, spec, text=source.text), spec.default, spec)
+            for name, spec in signature.features.items()
+        ]
+        spec = signature.features.get(UNNAMED)
+        self._element = None
+        if spec is not None and len(spec.shape) == 1:
+            self._element = reading(UNNAMED, replace(spec, shape=()), text=source.text)
+        self.unused: tuple[str, ...] = ()
+        if source.columns is not None:
+            self._check(source.columns)
+
+    def _check(self, columns: tuple[str, ...]) -> None:
+        for name in self._keep:
+            if name not in columns:
+                raise CommandError(
+                    f"--keep {name}: INPUT has no such column, it has {name_list(columns)}"
+                    f"{hint(name, columns)}",
+                    exit_code=2,
+                )
+        if self._signature.unnamed:
+            try:
+                self._unnamed(dict.fromkeys(columns, ""))
+            except ValueError as error:
+                raise CommandError(
+                    f"INPUT has the columns {name_list(columns)}: {error}", exit_code=2
+                ) from error
+            return
+        for name, _, default, spec in self._columns:
+            if name not in columns and default is REQUIRED:
+                raise CommandError(
+                    f"INPUT lacks the column {name!r} ({spec}), it has {name_list(columns)}"
+                    f"{hint(name, columns)}",
+                    exit_code=2,
+                )
+        known = {*self._keep, *self._signature.features}
+        self.unused = tuple(name for name in columns if name not in known)
+
+    def example(self, row: Row) -> Any:
+        """Return a row as features of one example.
+
+        Raises:
+            ValueError: it cannot be one; says why.
+        """
+        if row.wrong:
+            raise ValueError(row.wrong)
+        if self._signature.unnamed:
+            return self._unnamed(row.values)
+        if list(row.values) == [UNNAMED]:
+            raise ValueError("it is no JSON object, expected one with the features by name")
+        features = {}
+        for name, read, default, _ in self._columns:
+            if name in row.values:
+                features[name] = read(row.values[name])
+            elif default is REQUIRED:
+                raise ValueError(f"feature {name!r} is missing")
+            else:
+                features[name] = default
+        return features
+
+    def _unnamed(self, values: dict[str, Any]) -> Any:
+        """Return the one array, out of one column or out of as many as it has elements."""
+        ((_, read, _, spec),) = self._columns
+        given = [value for name, value in values.items() if name not in self._keep]
+        if len(given) == 1:
+            return read(given[0])
+        if self._element is not None and spec.shape in ((None,), (len(given),)):
+            return [self._element(value) for value in given]
+        raise ValueError(
+            f"there are {len(given)} values besides those that are kept, and the predictor takes "
+            f"one array, {spec}"
+        )
+
+    def joined(self, examples: Sequence[Any]) -> Any:
+        """Return examples as the features of one request."""
+        if self._signature.unnamed:
+            return list(examples)
+        return {
+            name: [features[name] for features in examples] for name in self._signature.features
+        }
+
+
+def hint(name: str, names: Sequence[str]) -> str:
+    """Return what was probably meant, or ``""``."""
+    question = did_you_mean(name, names)
+    return f"; {question}" if question else ""
+
+
+def reading(name: str, spec: FeatureSpec, *, text: bool) -> Callable[[Any], Any]:
+    """Return what makes a feature's value of what is in a file.
+
+    An empty cell of a CSV file is a missing value; a cell that has to be an array is JSON.
+    """
+    from_text = TEXTS.get(spec.dtype.kind)
+    if from_text is None:
+        raise CommandError(
+            f"the predictor takes {name!r} as {spec}, which no file can have: have it take numbers "
+            "or text"
+        )
+    typed = numbers if spec.dtype.kind == "f" else same
+    single = not spec.ragged and spec.shape in ((), (1,))
+
+    def read(cell: str) -> Any:
+        try:
+            if cell == "" or (spec.dtype.kind != "O" and cell.isspace()):
+                return None
+            return from_text(cell) if single else typed(json.loads(cell))
+        except (ValueError, KeyError, RecursionError):
+            what = str(spec) if single else f"JSON of an array, {spec}"
+            whose = f"feature {name!r}" if name else "a feature"
+            raise ValueError(
+                f"{whose} has the text {reprlib.repr(cell)}, expected {what}"
+            ) from None
+
+    return read if text else typed
+
+
+def same(value: Any) -> Any:
+    """Return a value as it is."""
+    return value
+
+
+def numbers(value: Any) -> Any:
+    """Return whole numbers as floats: a file may write 2.0 as 2."""
+    if isinstance(value, list):
+        return [numbers(item) for item in value]
+    return float(value) if type(value) is int else value
+
+
+def whole_number(cell: str) -> int:
+    """Return the integer that a text is; Python's underscores are no part of one."""
+    if "_" in cell:
+        raise ValueError(cell)
+    return int(cell)
+
+
+def number(cell: str) -> float:
+    """Return the float that a text is."""
+    if "_" in cell:
+        raise ValueError(cell)
+    return float(cell)
+
+
+def truth(cell: str) -> bool:
+    """Return what a text says: true, false, 1 or 0."""
+    return {"true": True, "false": False, "1": True, "0": False}[cell.strip().lower()]
+
+
+def date(cell: str) -> np.datetime64:
+    """Return the date that a text is."""
+    return np.datetime64(cell.strip())
+
+
+TEXTS: Final[dict[str, Callable[[str], Any]]] = {
+    "O": str,
+    "f": number,
+    "i": whole_number,
+    "u": whole_number,
+    "b": truth,
+    "M": date,
+}
