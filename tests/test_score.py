@@ -346,7 +346,7 @@ def test_bad_rows_are_set_aside_with_their_lines_and_reasons(folder: Path) -> No
     assert (result.rows, result.scored, result.refused) == (12, 3, 9)
     assert result.set_aside == "out.jsonl.refused.jsonl"
     assert result.incomplete == (
-        "9 rows were set aside, each with its reason: out.jsonl.refused.jsonl"
+        "9 rows were set aside with their reasons: out.jsonl.refused.jsonl"
     )
 
 
@@ -799,8 +799,8 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(folder: Path, said: Callable[[], i
     assert run.returncode == 130
     safe = safe_rows(folder)
     assert 19_000 < safe <= 20_000  # what is answered may not be written yet
-    assert errors.splitlines()[-1] == (
-        f"predictpool: stopped after {safe:,} rows: the same command goes on from there"
+    assert errors == (
+        f"predictpool: stopped after {safe:,} rows: the same command goes on from there\n"
     )
     run = command(folder, *arguments)
     printed, errors = run.communicate(timeout=40)
@@ -816,10 +816,7 @@ def test_the_exit_code_tells_that_rows_were_set_aside(folder: Path) -> None:
     said, errors = run.communicate(timeout=40)
     assert run.returncode == 3
     assert json.loads(said)["refused"] == 1
-    assert errors.splitlines()[-1] == (
-        "predictpool: 1 row was set aside, each with its reason: out.csv.refused.jsonl"
-    )
-    assert "Scoring in.csv" in errors
+    assert errors == "predictpool: 1 row was set aside with its reason: out.csv.refused.jsonl\n"
 
 
 def test_a_mistake_is_one_line(folder: Path) -> None:
@@ -827,7 +824,21 @@ def test_a_mistake_is_one_line(folder: Path) -> None:
     run = command(folder, "scores:predictor", "in.csv", "out.csv")
     said, errors = run.communicate(timeout=40)
     assert (run.returncode, said) == (2, "")
-    assert errors.splitlines()[-1].startswith("predictpool: INPUT cannot be read: ")
+    assert (
+        errors
+        == "predictpool: INPUT cannot be read: [Errno 2] No such file or directory: 'in.csv'\n"
+    )
+
+
+def test_people_see_how_far_it_is() -> None:
+    terminal = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with _score.shown(terminal, "Scoring in.csv") as report:
+        report(Journal({}, rows=1_000), 0.0)
+        report(Journal({}, rows=21_000, scored=20_997, refused=3), 0.25)
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "Scoring in.csv" in shown
+    assert " 25%" in shown
+    assert re.search(r" 21,000 rows, 3 set aside, [\d,]+ rows/s ", shown)
 
 
 def test_people_get_a_table() -> None:

@@ -455,7 +455,8 @@ def shown(console: Console) -> Iterator[Report]:
         TextColumn("{task.completed:.0f} of {task.total:.0f}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    hidden = not console.is_interactive  # in a file a bar would be an empty line
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         bar = progress.add_task("Importing", total=1)
 
         def report(what: str, done: int, total: int) -> None:

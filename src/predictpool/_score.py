@@ -93,8 +93,10 @@ class ScoreResult:
         """What is not in the output, and where it is; or ``""``."""
         if not self.refused:
             return ""
-        rows = "1 row was" if self.refused == 1 else f"{self.refused:,} rows were"
-        return f"{rows} set aside, each with its reason: {self.set_aside}"
+        rows = f"{self.refused:,} rows were set aside with their reasons"
+        if self.refused == 1:
+            rows = "1 row was set aside with its reason"
+        return f"{rows}: {self.set_aside}"
 
 
 def run(
@@ -237,6 +239,7 @@ class Scoring:
     async def _score(self, request_rows: int) -> None:
         """Score what is left; where that does not get to the end, keep what it has got."""
         began = time.perf_counter()
+        self._report(self._output.journal, 0.0)
         try:
             await self._score_rows(request_rows)
         except OSError:
@@ -408,15 +411,15 @@ def shown(console: Console, doing: str) -> Iterator[Report]:
         TextColumn("{task.fields[said]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    hidden = not console.is_interactive  # in a file a bar would be an empty line
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         bar = progress.add_task(doing, total=1.0, said="starting")
-        began, first = 0.0, 0
+        began: tuple[float, int] | None = None
 
         def report(now: Journal, part: float) -> None:
-            nonlocal began, first
-            if not began:
-                began, first = time.monotonic(), now.rows
-            rate = (now.rows - first) / (time.monotonic() - began or 1.0)
+            nonlocal began
+            began = began or (time.monotonic(), now.rows)
+            rate = (now.rows - began[1]) / (time.monotonic() - began[0] or 1.0)
             aside = f", {now.refused:,} set aside" if now.refused else ""
             said = f"{now.rows:,} rows{aside}, {rate:,.0f} rows/s"
             progress.update(bar, completed=part, said=said)
