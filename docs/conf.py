@@ -1,14 +1,18 @@
 """Sphinx's configuration; `sphinx-build -W --keep-going -n docs build/docs`."""
 
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import predictpool
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `command_line`
 
 project = "predictpool"
 copyright = "the predictpool contributors"  # noqa: A001 (Sphinx's name)
 release = metadata.version("predictpool")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "command_line"]
 html_theme = "furo"
 html_title = f"predictpool {release}"
 exclude_patterns = ["examples"]

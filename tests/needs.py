@@ -25,6 +25,7 @@ estimators = pytest.mark.skipif(
 tensorflow = pytest.mark.skipif(TENSORFLOW is None, reason="needs TensorFlow")
 matplotlib = pytest.mark.skipif(version_of("matplotlib") is None, reason="needs matplotlib")
 pyarrow = pytest.mark.skipif(version_of("pyarrow") is None, reason="needs pyarrow")
+sphinx = pytest.mark.skipif(version_of("sphinx") is None, reason="needs Sphinx")
 no_estimators = pytest.mark.skipif(
     TENSORFLOW is None or HAS_ESTIMATORS, reason="needs TensorFlow 2.16 or newer"
 )

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.pages import PAGES, ROOT, assert_printed, run_as_a_user, scripts_of
 
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+# It has a test of its own, `test_tutorial`.
+TUTORIAL = ROOT / "docs" / "tutorial" / "index.md"
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 # What these alone need: the dependency groups `examples`, `hooks` and `server`, which CI installs.
 NEEDED = {
@@ -26,57 +26,20 @@ NEEDED = {
     "serve": "tritonclient",
     "torch_model": "torch",
 }
-
-FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[\w{}-]*).*")
-NOT_RUN = re.compile(r" *<!-- not run:(?P<reason>.*)-->")
-
-
-def script_of(page: str) -> str:
-    """Return a page's Python blocks, each on the lines it has in the page, as one script.
-
-    So the line numbers of a traceback are those of the page.
-    """
-    script: list[str] = []
-    opening: re.Match[str] | None = None
-    runs = False
-    before = ""  # the last line above the block that is not blank
-    for line in page.splitlines():
-        kept = ""
-        if opening is None:
-            opening = FENCE.fullmatch(line)
-            if opening is not None:
-                runs = opening["language"] in {"python", "py"}
-                if skipped := NOT_RUN.fullmatch(before):
-                    assert skipped["reason"].strip(), f"no reason on line {len(script)}: {before}"
-                    runs = False
-        elif line.strip().startswith(opening["fence"]) and not line.strip(" `~"):
-            opening = None
-        elif runs:
-            kept = line.removeprefix(opening["indent"])
-        script.append(kept)
-        before = line if line.strip() else before
-    return "\n".join(script)
+# What pages import that is not installed everywhere.
+OPTIONAL = ("fastapi",)
 
 
 @pytest.fixture(scope="session")
 def income(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model that pages predict with: what ``docs/examples/income.py`` trains."""
     folder = tmp_path_factory.mktemp("income")
-    run_as_a_user(ROOT / "docs" / "examples" / "income.py", folder)
+    run_as_a_user([sys.executable, ROOT / "docs" / "examples" / "income.py"], folder)
     return folder / "models"
 
 
-def run_as_a_user(script: Path, folder: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=110,  # before pytest's own limit, which would not show the output
-        check=False,
-    )
-    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 def has_code(page: Path) -> bool:
@@ -85,14 +48,17 @@ def has_code(page: Path) -> bool:
 
 @pytest.mark.parametrize(
     "source",
-    [*filter(has_code, PAGES), *EXAMPLES],
+    [*(page for page in PAGES if has_code(page) and page != TUTORIAL), *EXAMPLES],
     ids=lambda source: str(source.relative_to(ROOT)),
 )
 def test_shown_code_runs(source: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     needed = NEEDED.get(source.stem)
-    if needed is not None and importlib.util.find_spec(needed) is None:
+    if needed is not None and not installed(needed):
         pytest.skip(f"{needed} is not installed")
     text = source.read_text()
+    for name in OPTIONAL:
+        if re.search(rf"^(?:from|import) {name}\b", text, re.MULTILINE) and not installed(name):
+            pytest.skip(f"{name} is not installed")
     with_income = re.search("models/income|from income import", text) is not None
     if not needs.HAS_ESTIMATORS and (with_income or "import tensorflow" in text):
         pytest.skip("needs TensorFlow 2.12 to 2.15, the last that have Estimators")
@@ -100,9 +66,13 @@ def test_shown_code_runs(source: Path, tmp_path: Path, request: pytest.FixtureRe
         shutil.copytree(request.getfixturevalue("income"), tmp_path / "models")
     if "from income import" in text:
         shutil.copy(ROOT / "docs" / "examples" / "income.py", tmp_path)
-    script = tmp_path / f"{source.stem}.py"
-    script.write_text(script_of(text) if source.suffix == ".md" else text)
-    run_as_a_user(script, tmp_path)
+    name = f"{source.stem}.py"
+    scripts = scripts_of(text, name) if source.suffix == ".md" else {name: text}
+    printed = []
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(script)
+        printed.append(run_as_a_user([sys.executable, name], tmp_path))
+    assert_printed(text, "".join(printed))
 
 
 def test_blocks_keep_their_lines_and_their_order() -> None:
@@ -134,7 +104,8 @@ never = 3
 print(a, b)
 ```
 """
-    lines = script_of(page).splitlines()
+    [script] = scripts_of(page, "page.py").values()
+    lines = script.splitlines()
     assert {number: line for number, line in enumerate(lines, start=1) if line} == {
         3: "a = 1",
         7: "if a:",
@@ -145,7 +116,7 @@ print(a, b)
 
 def test_a_block_that_is_not_run_says_why() -> None:
     with pytest.raises(AssertionError, match="no reason on line 1"):
-        script_of("<!-- not run: -->\n```python\nnever = 1\n```\n")
+        scripts_of("<!-- not run: -->\n```python\nnever = 1\n```\n", "page.py")
 
 
 # Makes an environment whose Python says how it is called.
