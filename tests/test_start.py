@@ -18,6 +18,7 @@ import pytest
 from predictpool import FunctionPredictor, LocalLauncher, PredictorPool, WorkerStartError
 from predictpool._devices import Device
 from predictpool._local_launcher import _Template
+from tests import needs
 from tests.conftest import Family
 from tests.pools import ONE_LOOP, POOL_TEST, calling, doubling
 from tests.stage import Stage
@@ -273,6 +274,17 @@ async def test_a_template_with_threads_starts_workers_afresh_and_says_so(
     async with PredictorPool(doubling(preload=(name,)), workers=1) as pool:
         assert (await pool.predict([1.0])).tolist() == [2.0]
     assert "workers are started afresh, not forked: the template has 2 threads" in caplog.text
+
+
+@ONE_LOOP
+@pytest.mark.skipif(needs.version_of("pyarrow") is None, reason="needs pyarrow")
+async def test_pyarrow_which_pandas_imports_starts_no_thread_in_the_template(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "predictpool")
+    async with PredictorPool(doubling(preload=("pandas",)), workers=1) as pool:
+        assert (await pool.predict([1.0])).tolist() == [2.0]
+    assert "afresh" not in caplog.text
 
 
 @ONE_LOOP

@@ -37,7 +37,12 @@ _REAP_WAIT = 5.0
 # One BLAS thread leaves the template single-threaded after `import tensorflow` (2.15,
 # 2.21), and only so may it fork: this one overrides the user's setting.
 _FORCED = {"OPENBLAS_NUM_THREADS": "1"}
-_DEFAULTS = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+_DEFAULTS = {
+    # So does this: TensorFlow's Keras imports pandas, which imports pyarrow where it is there.
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+}
 
 
 class LocalLauncher:
