@@ -23,6 +23,7 @@ NOT_RUN = re.compile(r" *<!-- not run:(?P<reason>.*)-->")
 FILE_NAME = re.compile(r"# ([\w.]+\.\w+|Dockerfile)")
 CONSOLE = re.compile(r"^ *```(?:console|bash|sh)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:^|[ /])predictpool +(\w[^&|;<>#\n]*)")
+PRINTS = r"^<!-- prints(, with other numbers)? -->\n```text\n(.*?)\n```$"
 ROW = re.compile(r"^\| `(\w+)`(?:, `\w+`)* \|(.*)\|$", re.MULTILINE)
 
 
@@ -64,13 +65,13 @@ def scripts_of(page: str, name: str) -> dict[str, str]:
 
 def files_of(page: str) -> dict[str, str]:
     """Return the blocks of any language that begin with the name of a file: name → text."""
-    found = re.findall(rf"^```\w+\n{FILE_NAME.pattern}\n(.*?)^```$", page, re.M | re.S)
+    found = re.findall(rf"^```\w+\n{FILE_NAME.pattern}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return dict(found)
 
 
 def marked(page: str, mark: str) -> list[str]:
     """Return the blocks below a comment, ``<!-- mark -->``, without their last newline."""
-    return re.findall(rf"^<!-- {mark} -->\n```\w+\n(.*?)\n```$", page, re.M | re.S)
+    return re.findall(rf"^<!-- {mark} -->\n```\w+\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
 
 
 def commands_of(page: str) -> list[str]:
@@ -119,11 +120,20 @@ def run_as_a_user(command: Sequence[str | Path], folder: Path) -> str:
 
 
 def assert_printed(page: str, printed: str) -> None:
-    """Find each block that is marked with ``prints``, in order; "…" stands for anything."""
+    """Find each block that is marked with ``prints``, in order; "…" stands for anything.
+
+    Where the mark says ``prints, with other numbers``, any number will do for each, such as for
+    seconds and process ids, and any list of numbers, for cores.
+    """
+    printed = re.sub(r" +$", "", printed, flags=re.MULTILINE)  # rich fills lines up
+    blocks = re.findall(PRINTS, page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == page.count("\n<!-- prints"), "a mark is not above a block of text"
     start = 0
-    for text in marked(page, "prints"):
-        expected = re.compile(".*?".join(map(re.escape, text.split("…"))), re.DOTALL)
-        found = expected.search(printed, start)
+    for mark, text in blocks:
+        expected = re.escape(text).replace("…", ".*?")
+        if mark:
+            expected = re.sub(r"\d+", r"\\d+(?:, \\d+)*", expected)
+        found = re.compile(expected, re.DOTALL).search(printed, start)
         assert found, f"{text}\nis not in what was printed:\n{printed[start:]}"
         start = found.end()
 

@@ -116,7 +116,6 @@ def test_systemd_knows_every_line_of_the_unit(tmp_path: Path) -> None:
     assert "income.service" not in run.stdout + run.stderr
 
 
-
 @pytest.mark.usefixtures("nothing_left")
 def test_the_command_serves_and_ends_at_sigterm(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="needs fastapi")

@@ -92,10 +92,12 @@ def test_every_class_with_options_is_in_the_settings() -> None:
 def test_the_environment_of_workers_is_in_the_settings() -> None:
     rows = rows_of(sections_of((REFERENCE / "settings.md").read_text())["Environment variables"])
     for name, value in _local_launcher._DEFAULTS.items():
-        assert rows.pop(name) == [f"`{value}`", "yes"]
+        shown, yours = rows.pop(name)
+        assert shown == f"`{value}`"
+        assert yours.startswith("yes")
     for name, value in _local_launcher._FORCED.items():
-        value_, yours = rows.pop(name)
-        assert value_ == f"`{value}`"
+        shown, yours = rows.pop(name)
+        assert shown == f"`{value}`"
         assert yours.startswith("no:")
     assert list(rows) == ["TF_NUM_INTRAOP_THREADS"]
 
