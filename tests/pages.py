@@ -23,6 +23,7 @@ NOT_RUN = re.compile(r" *<!-- not run:(?P<reason>.*)-->")
 FILE_NAME = re.compile(r"# ([\w.]+\.\w+|Dockerfile)")
 CONSOLE = re.compile(r"^ *```(?:console|bash|sh)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:^|[ /])predictpool +(\w[^&|;<>#\n]*)")
+IN_TEXT = re.compile(r"`predictpool ([a-z][^`\n]*)`")
 PRINTS = r"^<!-- prints(, with other numbers)? -->\n```text\n(.*?)\n```$"
 ROW = re.compile(r"^\| `(\w+)`(?:, `\w+`)* \|(.*)\|$", re.MULTILINE)
 
@@ -75,8 +76,8 @@ def marked(page: str, mark: str) -> list[str]:
 
 
 def commands_of(page: str) -> list[str]:
-    """Return what a page's shell blocks call ``predictpool`` with."""
-    found = []
+    """Return what a page's shell blocks, and its text, call ``predictpool`` with."""
+    found = IN_TEXT.findall(page)
     for block in CONSOLE.findall(page):
         lines = block.replace("\\\n", " ").splitlines()
         # Where there are prompts the other lines are output.

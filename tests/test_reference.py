@@ -124,22 +124,25 @@ def test_the_reference_of_the_command_line_is_made_from_all_of_it() -> None:
             assert all(f"`{each}" in section or f" {each}" in section for each in shown), shown
 
 
+def parse(line: str) -> None:
+    """Fail where the command line would not take this."""
+    name, *arguments = shlex.split(line)
+    command = command_line().commands[name]
+    with command.context_class(command, info_name=name) as context:
+        left = command.make_parser(context).parse_args(args=arguments)[1]
+    assert not left, line
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_that_is_shown_is_one(page: Path) -> None:
     for line in commands_of(page.read_text()):
-        name, *arguments = shlex.split(line)
-        command = command_line().commands[name]
-        with command.context_class(command, info_name=name) as context:
-            left = command.make_parser(context).parse_args(args=arguments)[1]
-        assert not left, line
+        parse(line)
 
 
 def test_a_command_that_there_is_not_is_found() -> None:
-    page = "```console\npredictpool check --nonsense\n```\n"
-    [line] = commands_of(page)
-    command = command_line().commands["check"]
-    with (
-        command.context_class(command, info_name="check") as context,
-        pytest.raises(Exception, match="--nonsense"),
-    ):
-        command.make_parser(context).parse_args(args=shlex.split(line)[1:])
+    page = "```console\npredictpool check --nonsense\n```\n`predictpool nonsense`\n"
+    of_text, of_block = commands_of(page)
+    with pytest.raises(KeyError, match="nonsense"):
+        parse(of_text)
+    with pytest.raises(Exception, match="--nonsense"):
+        parse(of_block)
