@@ -65,6 +65,12 @@ def test_no_public_error_is_anywhere_else() -> None:
     assert set(found) == set(ERRORS)
 
 
+def test_every_public_name_is_in_the_reference_of_the_api() -> None:
+    text = (REFERENCE / "api.md").read_text()
+    shown = re.findall(r"^\.\. auto(?:class|exception):: (\w+)$", text, re.MULTILINE)
+    assert set(predictpool.__all__) - set(shown) == set()
+
+
 @pytest.mark.parametrize("name", CONFIGURED)
 def test_every_option_is_in_the_settings_with_its_default(name: str) -> None:
     options = inspect.signature(getattr(predictpool, name)).parameters
