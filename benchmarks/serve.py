@@ -2,23 +2,28 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from benchmarks import harness, load, peers, services, throughput
 from benchmarks.figures import Goal, Spread, ratios
 from benchmarks.harness import Contender
+from benchmarks.load import Ask
 from benchmarks.models import Model
 from benchmarks.peers import judged
 from benchmarks.peers.judged import Judged
 from benchmarks.report import Paper
-from benchmarks.served_pool import PATHS, opened
 from benchmarks.services import Level, Service
 from benchmarks.throughput import FEW, MANY, PEERS_LOOP, QUICK, Size
 
 Note = Callable[[str], None]
 
 ALONE = Level(1, 1)
+Protocol = Literal["Open Inference Protocol", "TensorFlow Serving"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
 LEVELS = (ALONE, FEW, MANY)
 FULL = Size(rounds=5, warm_up=0.5, seconds=2.0, workers=2, open_seconds=0.0)
 
@@ -70,8 +75,15 @@ def listed(workers: int) -> list[Service]:
             functools.partial(opened, protocol=protocol, workers=workers),
             "uvloop",
         )
-        for protocol in PATHS
+        for protocol in PROTOCOLS
     ]
+
+
+def opened(model: Model, *, protocol: Protocol, workers: int) -> AbstractAsyncContextManager[Ask]:
+    """Start our server, in the contender's process; yields what asks it."""
+    from benchmarks import served_pool  # needs what a client of it needs
+
+    return served_pool.opened(model, protocol=protocol, workers=workers)
 
 
 def run(model: Model, *, quick: bool, note: Note, environments: Path | None = None) -> Found:

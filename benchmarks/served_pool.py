@@ -1,7 +1,6 @@
 """``predictpool serve`` with its default options, and the client's half; see `peers.served`."""
 
 from contextlib import AbstractAsyncContextManager
-from typing import Literal
 
 import numpy as np
 import orjson
@@ -10,8 +9,7 @@ from benchmarks.load import Ask
 from benchmarks.models import Arrays, Model
 from benchmarks.peers import held, served
 from benchmarks.peers.served import JSON, Message
-
-Protocol = Literal["Open Inference Protocol", "TensorFlow Serving"]
+from benchmarks.serve import Protocol
 
 TARGET = "benchmarks.served_model:census"
 PATHS: dict[Protocol, str] = {

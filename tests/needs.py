@@ -26,6 +26,10 @@ tensorflow = pytest.mark.skipif(TENSORFLOW is None, reason="needs TensorFlow")
 matplotlib = pytest.mark.skipif(version_of("matplotlib") is None, reason="needs matplotlib")
 pyarrow = pytest.mark.skipif(version_of("pyarrow") is None, reason="needs pyarrow")
 sphinx = pytest.mark.skipif(version_of("sphinx") is None, reason="needs Sphinx")
+serve = pytest.mark.skipif(
+    version_of("uvicorn") is None or version_of("aiohttp") is None,
+    reason="needs what `predictpool serve` needs, and aiohttp",
+)
 no_estimators = pytest.mark.skipif(
     TENSORFLOW is None or HAS_ESTIMATORS, reason="needs TensorFlow 2.16 or newer"
 )

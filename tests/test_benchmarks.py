@@ -13,10 +13,21 @@ import anyio.lowlevel
 import numpy as np
 import pytest
 
-from benchmarks import carriers, latency, load, rows, soak, steps, throughput, trivial
+from benchmarks import (
+    carriers,
+    latency,
+    load,
+    rows,
+    serve,
+    soak,
+    steps,
+    throughput,
+    trivial,
+)
 from benchmarks.contenders import LOOPS, Loop, Way, on_loop
-from benchmarks.figures import Goal
+from benchmarks.figures import Goal, Spread
 from benchmarks.harness import Contender, ContenderFailed
+from benchmarks.services import Level
 from predictpool import PoolStatistics
 from tests import needs
 
@@ -113,6 +124,40 @@ def test_throughput_compares_what_many_callers_can_ask() -> None:
         assert (goal["limit"], goal["aim"], goal["at_least"]) == (1, 1.5, True)
         pool = lines[callers, 1]["pool, generator, asyncio"]
         assert goal["figure"] == pool["to_by_hand"]["median"]
+
+
+@needs.estimators
+@needs.serve
+def test_serve_asks_our_server_over_http_in_both_protocols() -> None:
+    found = run("serve")
+    asked = [(line["name"], line["callers"]) for line in found["lines"]]
+    servers = ["predictpool, Open Inference Protocol", "predictpool, TensorFlow Serving"]
+    assert asked == [(name, callers) for callers in (1, 64, 256) for name in servers]
+    for line in found["lines"]:
+        assert all(map(is_spread, (line["calls_per_second"], line["p50_seconds"])))
+        assert line["to_python"] is None  # the quick run has no peers
+    assert (found["goals"], found["peers"]) == ([], [])
+
+
+def speed(*rounds: float) -> Any:
+    return [load.Outcome(int(each), 1.0, 0.1, 0.2, None, 1.0) for each in rounds]
+
+
+def test_our_server_is_compared_with_the_best_other_one_in_python() -> None:
+    at = Level(256, 1)
+    ours = "predictpool, Open Inference Protocol"
+    outcomes: throughput.Outcomes = {
+        (throughput.PEERS_LOOP, Level(1, 1)): speed(9000),
+        (ours, at): speed(3000, 4000, 5000),
+        ("mosec, batching", at): speed(8000, 8000, 8000),  # in Rust
+        ("MLServer, batching", at): speed(1500, 1600, 2000),
+        ("BentoML", at): speed(9000, 100, 100),
+    }
+    lines = serve.sum_up(outcomes)
+    assert [line.name for line in lines if not line.python] == ["mosec, batching"]
+    (line,) = (line for line in lines if line.name == ours)
+    assert line.to_python == Spread(2.5, 2.0, 2.5)
+    assert [goal.reached for goal in serve.goals(serve.Found(serve.FULL, lines, []))] == [True]
 
 
 @needs.estimators
