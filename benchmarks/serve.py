@@ -16,11 +16,10 @@ from benchmarks.peers import judged
 from benchmarks.peers.judged import Judged
 from benchmarks.report import Paper
 from benchmarks.services import Level, Service
-from benchmarks.throughput import FEW, MANY, PEERS_LOOP, QUICK, Size
+from benchmarks.throughput import ALONE, FEW, MANY, PEERS_LOOP, QUICK, Size
 
 Note = Callable[[str], None]
 
-ALONE = Level(1, 1)
 Protocol = Literal["Open Inference Protocol", "TensorFlow Serving"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
