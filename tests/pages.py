@@ -113,7 +113,7 @@ def run_as_a_user(command: Sequence[str | Path], folder: Path) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,  # before pytest's own limit, which would not show the output
+        timeout=280,  # before pytest's own limit, which would not show the output
         check=False,
     )
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"

@@ -13,6 +13,8 @@ import pytest
 from tests import needs
 from tests.pages import PAGES, ROOT, assert_printed, run_as_a_user, scripts_of
 
+pytestmark = pytest.mark.timeout(300)  # a page of many recipes loads as many models
+
 # It has a test of its own, `test_tutorial`.
 TUTORIAL = ROOT / "docs" / "tutorial" / "index.md"
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
