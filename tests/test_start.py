@@ -277,7 +277,7 @@ async def test_a_template_with_threads_starts_workers_afresh_and_says_so(
 
 
 @ONE_LOOP
-@pytest.mark.skipif(needs.version_of("pyarrow") is None, reason="needs pyarrow")
+@needs.pyarrow
 async def test_pyarrow_which_pandas_imports_starts_no_thread_in_the_template(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
