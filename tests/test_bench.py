@@ -101,6 +101,7 @@ def test_rows_of_the_users_own_make_larger_requests() -> None:
     assert result.rows == 3
     assert [each.max_batch_size for each in result.loaded] == [3, 24, 192]
     assert result.loaded[0].rows_per_call == 3
+    assert 8 < result.loaded[1].rows_per_call <= 24
     assert result.own_rows
 
 

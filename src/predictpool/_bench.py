@@ -256,7 +256,7 @@ class Bench:
                 await pool.resize(workers)
             except WorkerStartError as error:
                 raise start_failure(error, self._given is None) from error
-            setting = workers, max_batch_size
+            setting = pool.statistics().workers, max_batch_size
             what = named(*setting, self._row_wise)
             measured.append(await self._measure(pool, what, self._callers, setting))
         return measured
