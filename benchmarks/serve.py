@@ -16,7 +16,7 @@ from benchmarks.peers import judged
 from benchmarks.peers.judged import Judged
 from benchmarks.report import Paper
 from benchmarks.services import Level, Service
-from benchmarks.throughput import ALONE, FEW, MANY, PEERS_LOOP, QUICK, Size
+from benchmarks.throughput import ALONE, FEW, FULL, MANY, PEERS_LOOP, QUICK, Size
 
 Note = Callable[[str], None]
 
@@ -24,7 +24,6 @@ Protocol = Literal["Open Inference Protocol", "TensorFlow Serving"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 LEVELS = (ALONE, FEW, MANY)
-FULL = Size(rounds=5, warm_up=0.5, seconds=2.0, workers=2, open_seconds=0.0)
 
 # Their path of a request is not in Python: mosec's is in Rust, Triton's in C++.
 COMPILED = ("mosec", "pytriton")
