@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -194,9 +195,12 @@ def test_what_the_numbers_do_not_say(
 
 
 def test_people_see_what_is_going_on() -> None:
+    others = set(threading.enumerate())
     terminal = Console(file=io.StringIO(), width=100, force_terminal=True)
     with _bench.shown(terminal) as report:
         report("workers=2, max_batch_size=64", 6, 7)
+    for thread in set(threading.enumerate()) - others:  # rich does not wait for its own
+        thread.join()
     shown = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "workers=2, max_batch_size=64" in shown
     assert "6 of 7" in shown

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -831,10 +832,13 @@ def test_a_mistake_is_one_line(folder: Path) -> None:
 
 
 def test_people_see_how_far_it_is() -> None:
+    others = set(threading.enumerate())
     terminal = Console(file=io.StringIO(), width=100, force_terminal=True)
     with _score.shown(terminal, "Scoring in.csv") as report:
         report(Journal({}, rows=1_000), 0.0)
         report(Journal({}, rows=21_000, scored=20_997, refused=3), 0.25)
+    for thread in set(threading.enumerate()) - others:  # rich does not wait for its own
+        thread.join()
     shown = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "Scoring in.csv" in shown
     assert " 25%" in shown
