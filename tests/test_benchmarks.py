@@ -157,7 +157,7 @@ def test_our_server_is_compared_with_the_best_other_one_in_python() -> None:
     assert [line.name for line in lines if not line.python] == ["mosec, batching"]
     (line,) = (line for line in lines if line.name == ours)
     assert line.to_python == Spread(2.5, 2.0, 2.5)
-    assert [goal.reached for goal in serve.goals(serve.Found(serve.FULL, lines, []))] == [True]
+    assert [goal.reached for goal in serve.goals(serve.Found(throughput.FULL, lines, []))] == [True]
 
 
 @needs.estimators
