@@ -42,7 +42,7 @@ def _app() -> "typer.Typer":
 
     app = typer.Typer(
         name="predictpool",
-        help="Predictions of TensorFlow Estimators, for asynchronous applications.",
+        help="TensorFlow predictions for asynchronous applications: try, measure, serve, score.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,  # an error that nobody foresaw keeps its plain traceback
