@@ -41,9 +41,9 @@ TO_WORKER = (
 )
 IN_WORKER = (
     Clock("sent; the worker is awake and has received", "_wire", "FrameDecoder.received", "before"),
-    Clock("the frame taken apart by the worker", "_worker", "_answer", "before"),
+    Clock("the frame taken apart by the worker", "_worker", "answer", "before"),
     Clock("features decoded, the model called", "_worker", "_encode_answer", "before"),
-    Clock("the answer encoded", "_worker", "_answer", "after"),
+    Clock("the answer encoded", "_worker", "answer", "after"),
 )
 BACK = (
     Clock("sent; the loop is awake and has received", "_wire", "FrameDecoder.received", "before"),
