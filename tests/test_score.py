@@ -372,6 +372,19 @@ def test_bad_lines_of_json_are_set_aside(folder: Path) -> None:
         assert said in line["reason"]
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_lines_of_json_that_are_too_deep_are_set_aside(folder: Path, ending: str) -> None:
+    write(folder, SCORES)
+    deep = [f"{'[' * depth}NaN{']' * depth}" for depth in (63, 64, 300, 600, 5000)]
+    lines = [f'{{"x": {value}, "id": 0}}' for value in deep]
+    lines += [f'{{"x": 1, "id": {value}}}' for value in deep]
+    Path("in.jsonl").write_text("\n".join([*lines, '{"x": 2, "id": 7}']))
+    result = score("in.jsonl", f"out.{ending}", keep=("id",))
+    assert (result.rows, result.scored, result.refused) == (11, 2, 9)
+    reasons = [line["reason"] for line in lines_of(f"out.{ending}.refused.jsonl")]
+    assert reasons[1] == reasons[5] == ("it has arrays or objects in each other, more than 64 deep")
+
+
 @pytest.mark.faults
 def test_rows_that_kill_their_workers_are_set_aside_and_all_others_scored(folder: Path) -> None:
     write(folder, SCORES)

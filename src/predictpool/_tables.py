@@ -33,6 +33,7 @@ ENDINGS: Final[Mapping[str, Format]] = {
     ".parquet": "parquet",
 }
 LONGEST_CELL: Final = 2**20  # characters: what a quote that nobody closes may swallow
+DEEPEST: Final = 64  # arrays in arrays: what numpy can have, and far from what Python can recurse
 GROUP_BATCHES: Final = 256  # requests whose answers become one row group of a Parquet file
 
 
@@ -218,7 +219,21 @@ def _parsed(line: str) -> tuple[dict[str, Any], str]:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         return {}, f"it is no JSON: {error}"
+    if line.count("[") + line.count("{") > DEEPEST and _is_deep(value):
+        return {}, f"it has arrays or objects in each other, more than {DEEPEST} deep"
     return value if isinstance(value, dict) else {"": value}, ""
+
+
+def _is_deep(value: Any) -> bool:
+    layer = [value] if isinstance(value, list | dict) else []
+    for _ in range(DEEPEST):
+        layer = [
+            inner
+            for outer in layer
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, list | dict)
+        ]
+    return bool(layer)
 
 
 class ParquetSource(Source):
