@@ -254,6 +254,35 @@ def test_one_array_is_made_of_the_other_columns(folder: Path, name: str, text: s
     assert [(int(row["id"]), row["output"]) for row in lines_of("out.jsonl")] == [(7, 6), (8, 15)]
 
 
+@pytest.mark.usefixtures("safe_at_once")
+@pytest.mark.parametrize("shape", ["(3,)", "(None,)"])
+def test_the_first_row_says_the_order_of_the_values_of_one_array(folder: Path, shape: str) -> None:
+    write(
+        folder,
+        f"""
+        import numpy as np
+        from predictpool import FeatureSpec, FunctionPredictor
+
+        signature = FeatureSpec(np.float32, {shape})
+        predictor = FunctionPredictor(
+            lambda: lambda rows: [list(row) for row in rows], row_wise=True, signature=signature
+        )
+        """,
+    )
+    first = ['{"a": }', "[1, 2, 3]", '{"b": 1, "a": 2, "c": 3}', '{"a": 2, "b": 1, "c": 3}']
+    later = ['{"c": 3, "a": 2, "b": 1}', '{"a": 2, "b": 1, "d": 3}', '{"x": [1, 2, 3]}']
+    Path("in.jsonl").write_text("\n".join([*first, *later]))
+    with pytest.raises(Stop):
+        score("in.jsonl", "out.jsonl", request_rows=4, workers=1, report=stop_after(4))
+    assert score("in.jsonl", "out.jsonl").resumed_after == 4
+    assert [row["output"] for row in lines_of("out.jsonl")] == [[1, 2, 3]] * 5
+    refused = lines_of("out.jsonl.refused.jsonl")
+    assert [line["line"] for line in refused] == [1, 6]
+    assert refused[1]["reason"] == (
+        "it has the values [a, b, d], expected [b, a, c], as in the first row of that kind"
+    )
+
+
 def test_lines_of_json_may_be_the_array_itself(folder: Path) -> None:
     write(folder, ARRAY)
     Path("in.jsonl").write_text("[1, 2, 3]\n[4, 5, 6]\n")

@@ -281,7 +281,9 @@ class Scoring:
         self._report(self._output.now, chunk.part)
 
     def _chunks(self, request_rows: int) -> Iterator[Chunk]:
-        rows = itertools.islice(self._source.rows(), self._output.journal.rows, None)
+        rows = self._source.rows()
+        for row in itertools.islice(rows, self._output.journal.rows):
+            self._taking.pass_by(row)
         while taken := list(itertools.islice(rows, request_rows)):
             chunk = Chunk(self._source.part)
             for row in taken:

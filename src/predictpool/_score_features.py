@@ -32,13 +32,14 @@ class Taking:
 
     def __init__(self, signature: Signature, source: Source, keep: tuple[str, ...]) -> None:
         self._keep = keep
+        self._order: tuple[str, ...] = ()  # of the values that make one array, once it is known
         self._signature = signature
         self._columns = [
             (name, reading(name, spec, text=source.text), spec.default, spec)
             for name, spec in signature.features.items()
         ]
         spec = signature.features.get(UNNAMED)
-        self._element = None
+        self._element: Callable[[Any], Any] = same
         if spec is not None and len(spec.shape) == 1:
             self._element = reading(UNNAMED, replace(spec, shape=()), text=source.text)
         self.unused: tuple[str, ...] = ()
@@ -96,15 +97,35 @@ class Taking:
     def _unnamed(self, values: dict[str, Any]) -> Any:
         """Return the one array, out of one column or out of as many as it has elements."""
         ((_, read, _, spec),) = self._columns
-        given = [value for name, value in values.items() if name not in self._keep]
+        given = self._named(values)
         if len(given) == 1:
-            return read(given[0])
-        if self._element is not None and spec.shape in ((None,), (len(given),)):
-            return [self._element(value) for value in given]
+            return read(values[given[0]])
+        if self._are_elements(given):
+            self._order = self._order or given
+            if set(given) != set(self._order):
+                raise ValueError(
+                    f"it has the values {name_list(given)}, expected {name_list(self._order)}, as "
+                    "in the first row of that kind"
+                )
+            return [self._element(values[name]) for name in self._order]
         raise ValueError(
             f"there are {len(given)} values besides those that are kept, and the predictor takes "
             f"one array, {spec}"
         )
+
+    def _named(self, values: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(name for name in values if name not in self._keep)
+
+    def _are_elements(self, names: tuple[str, ...]) -> bool:
+        shape = self._signature.features[UNNAMED].shape
+        return len(shape) == 1 and shape[0] in (None, len(names))
+
+    def pass_by(self, row: Row) -> None:
+        """Take note of a row that an earlier run has done: the first says the order of values."""
+        if self._signature.unnamed and not self._order:
+            names = self._named(row.values)
+            if len(names) != 1 and self._are_elements(names):
+                self._order = names
 
     def joined(self, examples: Sequence[Any]) -> Any:
         """Return examples as the features of one request."""
