@@ -401,6 +401,17 @@ def test_bad_lines_of_json_are_set_aside(folder: Path) -> None:
         assert said in line["reason"]
 
 
+def test_lines_of_json_that_lack_what_is_kept_are_set_aside(folder: Path) -> None:
+    write(folder, SCORES)
+    Path("in.jsonl").write_text('{"x": 1, "name": null}\n{"x": 2}\n{"x": 3, "nmae": "b"}\n')
+    score("in.jsonl", "out.jsonl", keep=("name",))
+    assert [row["name"] for row in lines_of("out.jsonl")] == [None]
+    assert [line["reason"] for line in lines_of("out.jsonl.refused.jsonl")] == [
+        "it lacks 'name', which --keep names",
+        "it lacks 'name', which --keep names; did you mean 'nmae'?",
+    ]
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_lines_of_json_that_are_too_deep_are_set_aside(folder: Path, ending: str) -> None:
     write(folder, SCORES)

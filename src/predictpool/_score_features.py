@@ -2,7 +2,7 @@
 
 import json
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -80,6 +80,9 @@ class Taking:
         """
         if row.wrong:
             raise ValueError(row.wrong)
+        for name in self._keep:
+            if name not in row.values:
+                raise ValueError(f"it lacks {name!r}, which --keep names{hint(name, row.values)}")
         if self._signature.unnamed:
             return self._unnamed(row.values)
         if list(row.values) == [UNNAMED]:
@@ -136,7 +139,7 @@ class Taking:
         }
 
 
-def hint(name: str, names: Sequence[str]) -> str:
+def hint(name: str, names: Iterable[str]) -> str:
     """Return what was probably meant, or ``""``."""
     question = did_you_mean(name, names)
     return f"; {question}" if question else ""

@@ -176,7 +176,7 @@ class Output:
         """
         for rows, outputs in answers:
             self._require_same_columns(outputs)
-            kept = {name: [row.values.get(name) for row in rows] for name in self._keep}
+            kept = {name: [row.values[name] for row in rows] for name in self._keep}
             self._sink.append(kept, outputs)
         for row, reason in sorted(refused, key=lambda each: each[0].line):
             line = {self._source.unit: row.line, "reason": reason, "given": row.given}
