@@ -11,7 +11,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -528,6 +527,30 @@ def test_an_output_that_is_there_is_not_touched(folder: Path) -> None:
     assert Path("out.csv").read_text() == "precious"
 
 
+@pytest.mark.usefixtures("safe_at_once")
+def test_what_somebody_else_put_into_the_folder_is_not_touched(folder: Path) -> None:
+    write(folder, SCORES)
+    put("in.csv", numbered(40))
+    precious = Path("out.csv.unfinished/precious")
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    line = (
+        "out.csv.unfinished holds [precious], which is of no run: move that away, or name another "
+        "OUTPUT"
+    )
+    assert mistake("in.csv", "out.csv", 2) == line
+    Path("out.csv").write_text("old")
+    assert mistake("in.csv", "out.csv", 2) == line
+    Path("out.csv").unlink()
+    precious.unlink()
+
+    def report(_now: Journal, _part: float) -> None:
+        precious.write_text("mine")
+
+    assert score("in.csv", "out.csv", report=report).scored == 40
+    assert [path.read_text() for path in precious.parent.iterdir()] == ["mine"]
+
+
 def test_a_folder_that_is_not_there(folder: Path) -> None:
     write(folder, SCORES)
     put("in.csv", numbered(1))
@@ -601,7 +624,7 @@ def test_what_is_torn_is_cut_off_and_the_rest_is_scored(
     with pytest.raises(Stop):
         score(source, f"out.{ending}", report=stop_after(40))
     parts = Path(f"out.{ending}.unfinished")
-    for torn in ("rows", "refused", "part-000099.parquet"):
+    for torn in ("rows", "refused", "rows.new"):
         with (parts / torn).open("ab") as file:
             file.write(b"half a ro")
     (parts / "journal.new").write_bytes(b"{")
@@ -703,8 +726,11 @@ def test_killed_at_any_step_of_the_end(
             stop_at(step, patched)
             to_the_end(target)
             break
-        if not target.exists() or Path(f"{target}.unfinished").exists():
+        if not target.exists() or Path(f"{target}.unfinished/journal").exists():
             to_the_end(target)
+        elif Path(f"{target}.unfinished").exists():  # all that was left to do was to remove it
+            with pytest.raises(CommandError, match="is there already"):
+                to_the_end(target)
         assert [row["output"] for row in got(str(target))] == [1.5, 2.5]
         (line,) = lines_of(f"{target}.refused.jsonl")
         assert line == {"line": 2, "reason": "odd", "given": '{"id": 1, "x": 100}'}
@@ -731,7 +757,7 @@ def stop_at(step: int, patched: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (shutil, "rmtree")):
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (Path, "rmdir")):
         patched.setattr(owner, name, stopping(getattr(owner, name)))
 
 

@@ -5,10 +5,10 @@ a journal, which says how much of them is safe. The journal is replaced as a who
 it speaks of are on the disk; what is behind that in them is cut off by the next run.
 """
 
+import contextlib
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from predictpool._command import CommandError, describe
+from predictpool._features._refusals import name_list
 from predictpool._tables import (
     AppendedFile,
     Array,
@@ -29,6 +30,7 @@ from predictpool._tables import (
 )
 
 COMMIT_SECONDS: Final = 1.0  # of work that a kill may cost
+OWN: Final = ("rows", "rows.new", "rows.parquet", "refused", "journal.new", "journal")
 
 Answers = list[tuple[list[Row], dict[str, Array]]]
 """Rows and the outputs for them, by column, the first axis the row."""
@@ -87,7 +89,7 @@ class Output:
 
     Raises:
         CommandError: there is an output, or the beginning of another one; another run has the
-            folder; it cannot be written.
+            folder, or it holds something else; it cannot be written.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Output:
             self._lock = os.open(self.folder, os.O_RDONLY)
             try:
                 self._own()
+                self._require_nothing_else()
                 self.journal = self.now = self._found(made_of)
                 self._open()
             except BaseException:
@@ -125,6 +128,15 @@ class Output:
             raise CommandError(
                 f"another run writes {self.path}: wait for it, or stop it", exit_code=2
             ) from error
+
+    def _require_nothing_else(self) -> None:
+        others = sorted({path.name for path in self.folder.iterdir()}.difference(OWN))
+        if others:
+            raise CommandError(
+                f"{self.folder} holds {name_list(others)}, which is of no run: move that away, or "
+                "name another OUTPUT",
+                exit_code=2,
+            )
 
     def _found(self, made_of: dict[str, Any]) -> Journal:
         """Return the journal of the run that this one goes on with, or an empty one."""
@@ -154,7 +166,7 @@ class Output:
     def _require_no_output(self) -> None:
         for path in (self.path, self.aside_path):
             if path.exists():
-                shutil.rmtree(self.folder)
+                self._remove()
                 raise CommandError(
                     f"{path} is there already: remove it, or name another OUTPUT", exit_code=2
                 )
@@ -246,7 +258,14 @@ class Output:
                     )
                 path.replace(place)
         sync_folder(self.path.parent)
-        shutil.rmtree(self.folder)
+        self._remove()
+
+    def _remove(self) -> None:
+        """Remove the folder, and what a run has put there: the journal last, and nothing else."""
+        for name in OWN:
+            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody has put something else there meanwhile
+            self.folder.rmdir()
 
     def close(self) -> None:
         """Let go of the files; a run that has done nothing leaves nothing."""
@@ -254,7 +273,8 @@ class Output:
             file.close()
         try:
             if not (self.folder / "journal").exists():
-                shutil.rmtree(self.folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    self._remove()
         finally:
             os.close(self._lock)
 
