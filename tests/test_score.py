@@ -379,6 +379,31 @@ def test_bad_rows_are_set_aside_with_their_lines_and_reasons(folder: Path) -> No
     )
 
 
+@pytest.mark.usefixtures("safe_at_once")
+@pytest.mark.parametrize("end", ["", '"x', ',"a"\n' * 3, "long"])
+def test_a_stray_quote_costs_its_own_line(folder: Path, end: str) -> None:
+    write(folder, SCORES)
+    count = 150_000 if end == "long" else 300  # far more than one cell may have
+    rows = [f"{x + 1_000},a" for x in range(count)]
+    strays = [0, 7, 8, 250]
+    for stray in strays:
+        rows[stray] = f'{stray},"a'
+    rows[100:102] = ['500,"two', 'lines"']
+    end = "" if end == "long" else end
+    Path("in.csv").write_text("x,word\n" + "\n".join([*rows, end]))
+    with pytest.raises(Stop):
+        score("in.csv", "out.jsonl", request_rows=4096 if count > 300 else 16, report=stop_after(5))
+    result = score("in.csv", "out.jsonl", request_rows=4096)
+    scored = [row["powers"][0] for row in lines_of("out.jsonl")]
+    assert scored == [float(row.split(",")[0]) for row in rows if "," in row and '"a' not in row]
+    refused = lines_of("out.jsonl.refused.jsonl")
+    assert [line["line"] for line in refused[:4]] == [stray + 2 for stray in strays]
+    assert [line["given"] for line in refused[:4]] == [rows[stray] for stray in strays]
+    assert refused[0]["reason"] == "it is no CSV: ',' expected after '\"' (7 lines further on)"
+    assert result.rows == count - 1 + len(refused) - 4
+    assert [line["given"] for line in refused[4:]] == end.splitlines()
+
+
 def test_bad_lines_of_json_are_set_aside(folder: Path) -> None:
     write(folder, SCORES)
     Path("in.jsonl").write_text(

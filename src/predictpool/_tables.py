@@ -32,7 +32,7 @@ ENDINGS: Final[Mapping[str, Format]] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
-LONGEST_CELL: Final = 2**20  # characters: what a quote that nobody closes may swallow
+LONGEST_CELL: Final = 2**20  # characters: how far a quote that nobody closes is followed
 DEEPEST: Final = 64  # arrays in arrays: what numpy can have, and far from what Python can recurse
 GROUP_BATCHES: Final = 256  # requests whose answers become one row group of a Parquet file
 
@@ -119,6 +119,7 @@ class TextSource(Source):
             self._bytes, encoding="utf-8-sig", errors="surrogateescape", newline=""
         )
         self._seen: list[str] = []
+        self._again: list[str] = []  # read, but not seen: the next one is the last
 
     @property
     def part(self) -> float:
@@ -128,6 +129,9 @@ class TextSource(Source):
         self._file.close()
 
     def _lines(self) -> Iterator[str]:
+        while self._again:
+            self._seen.append(self._again.pop())
+            yield self._seen[-1]
         for line in self._file:
             self._seen.append(line)
             yield line
@@ -151,6 +155,7 @@ class CsvSource(TextSource):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._line = 0  # the last one of the record that was read
         csv.field_size_limit(LONGEST_CELL)
         self._reader = csv.reader(self._lines(), strict=True)
         try:
@@ -179,7 +184,7 @@ class CsvSource(TextSource):
         assert self.columns is not None
         count = len(self.columns)
         while True:
-            line = self._reader.line_num + 1
+            line = self._line + 1
             cells, wrong = self._record()
             if cells is None:
                 return
@@ -192,11 +197,23 @@ class CsvSource(TextSource):
                 yield Row(line, values, wrong, given)
 
     def _record(self) -> tuple[list[str] | None, str]:
-        """Return the next record, None at the end, and what is wrong with it."""
+        """Return the next record, None at the end, and what is wrong with it.
+
+        A quote too many swallows all lines up to the next quote, so where that ends in no CSV,
+        only the first line is the record, and the others are read again.
+        """
+        cells, wrong = None, ""
         try:
-            return next(self._reader, None), ""
+            cells = next(self._reader, None)
         except csv.Error as error:
-            return [], f"it is no CSV: {error}"
+            cells, wrong = [], f"it is no CSV: {error}"
+            if len(self._seen) > 1:
+                wrong += f" ({len(self._seen) - 1} lines further on)"
+                self._again += reversed(self._seen[1:])
+                del self._seen[1:]
+                self._reader = csv.reader(self._lines(), strict=True)
+        self._line += len(self._seen)
+        return cells, wrong
 
 
 class JsonSource(TextSource):
