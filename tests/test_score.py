@@ -449,6 +449,54 @@ def test_lines_of_json_that_are_too_deep_are_set_aside(folder: Path, ending: str
     assert reasons[1] == reasons[5] == ("it has arrays or objects in each other, more than 64 deep")
 
 
+@needs.pyarrow
+@pytest.mark.parametrize("keep", ["day", "days", "broken", "id"])
+def test_rows_of_parquet_that_python_cannot_hold_are_set_aside(folder: Path, keep: str) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    write(folder, SCORES)
+    dates = pa.array([0, 10_000_000, 1], pa.int32()).cast(pa.date32())
+    offsets = pa.array([0, 1, 2, 3], pa.int32())
+    broken = [pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffb")]
+    table = {
+        "x": [1.0, 2.0, 3.0],
+        "id": [1, 2, 3],
+        "day": dates,
+        "days": pa.ListArray.from_arrays(offsets, dates),
+        "broken": pa.Array.from_buffers(pa.string(), 3, [None, *broken]),
+    }
+    parquet.write_table(pa.table(table), "in.parquet")
+    result = score("in.parquet", "out.parquet", keep=(keep,))
+    if keep == "id":  # nothing else is read
+        assert (result.scored, result.unused) == (3, ("day", "days", "broken"))
+        return
+    assert [row["powers"][0] for row in got("out.parquet")] == [1, 3]
+    (line,) = lines_of("out.parquet.refused.jsonl")
+    assert line["row"] == 2
+    assert line["reason"].startswith("it has values that Python has not: ")
+    given = {"day": "29349-01-26", "days": "[ 29349-01-26 ]", "broken": '"\ufffd"'}
+    assert line["given"] == {"x": "2", keep: given[keep]}
+
+
+@needs.pyarrow
+def test_parquet_that_has_none_of_the_features(folder: Path) -> None:
+    write(
+        folder,
+        """
+        import numpy as np
+        from predictpool import FunctionPredictor
+        signature = {"x": (np.float32, (), 5.0)}
+        predictor = FunctionPredictor(
+            lambda: lambda f: f["x"] * 2, row_wise=True, signature=signature
+        )
+        """,
+    )
+    result = score(put("in.parquet", [{"id": 1}, {"id": 2}]), "out.jsonl")
+    assert (result.scored, result.unused) == (2, ("id",))
+    assert lines_of("out.jsonl") == [{"output": 10.0}] * 2
+
+
 @pytest.mark.faults
 def test_rows_that_kill_their_workers_are_set_aside_and_all_others_scored(folder: Path) -> None:
     write(folder, SCORES)

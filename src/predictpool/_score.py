@@ -230,6 +230,7 @@ class Scoring:
             self._signature = self._pool.signature
             self._taking = Taking(self._signature, self._source, self._keep)
             self._unused = self._taking.unused
+            self._source.only = self._taking.used
             self._known = example(self._signature) if given is None else given
             self._row_wise = all(worker.row_wise for worker in self._pool.workers())
             await self._score(options["max_batch_size"])

@@ -25,6 +25,7 @@ class Taking:
 
     Attributes:
         unused: the columns that are neither features nor kept; none where each row has its own.
+        used: the other ones; None where each row has its own, or all are.
 
     Raises:
         CommandError: the file lacks columns, or the predictor cannot be given a file's values.
@@ -43,6 +44,7 @@ class Taking:
         if spec is not None and len(spec.shape) == 1:
             self._element = reading(UNNAMED, replace(spec, shape=()), text=source.text)
         self.unused: tuple[str, ...] = ()
+        self.used: tuple[str, ...] | None = None
         if source.columns is not None:
             self._check(source.columns)
 
@@ -71,6 +73,7 @@ class Taking:
                 )
         known = {*self._keep, *self._signature.features}
         self.unused = tuple(name for name in columns if name not in known)
+        self.used = tuple(name for name in columns if name in known)
 
     def example(self, row: Row) -> Any:
         """Return a row as features of one example.

@@ -88,11 +88,13 @@ class Source(ABC):
         unit: what is counted, for whoever looks for a row.
         text: whether all values are text.
         columns: their names; None where each row has its own.
+        only: those that are read where others can be left out; None for all.
     """
 
     unit = "line"
     text = False
     columns: tuple[str, ...] | None = None
+    only: tuple[str, ...] | None = None
 
     @property
     @abstractmethod
@@ -279,10 +281,10 @@ class ParquetSource(Source):
         import pyarrow as pa
 
         try:
-            for batch in self._file.iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
+            for batch in self._file.iter_batches(batch_size=1024, columns=self.only):
+                for values, wrong in _values(batch):
                     self._read += 1
-                    yield Row(self._read, values, "", values)
+                    yield Row(self._read, {} if wrong else values, wrong, values)
         except (OSError, pa.ArrowException) as error:
             raise CommandError(
                 f"INPUT cannot be read behind row {self._read:,}: {error}"
@@ -290,6 +292,24 @@ class ParquetSource(Source):
 
     def close(self) -> None:
         self._file.close()
+
+
+def _values(batch: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the rows of a batch of Arrow's, and what is wrong with each."""
+    names = batch.schema.names
+    try:
+        columns = [column.to_pylist() for column in batch.columns]
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows > 1:
+            for index in range(batch.num_rows):
+                yield from _values(batch.slice(index, 1))
+            return
+        given = [" ".join(column.to_string().split())[2:-2] for column in batch.columns]
+        yield dict(zip(names, given, strict=True)), f"it has values that Python has not: {error}"
+    else:
+        for index in range(batch.num_rows):
+            cells = (column[index] for column in columns)
+            yield dict(zip(names, cells, strict=True)), ""
 
 
 def opened(path: Path, kind: Format) -> Source:
