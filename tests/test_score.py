@@ -225,6 +225,24 @@ def test_json_has_no_nan_and_floats_are_as_short_as_they_can_be(folder: Path) ->
     assert Path("out.csv").read_text().splitlines()[2] == '-1.0,nan,"[-1.0, -1.0]"'
 
 
+@pytest.mark.parametrize("ending", FORMATS)
+def test_lists_are_lists_whatever_the_other_rows_are(folder: Path, ending: str) -> None:
+    write(
+        folder,
+        """
+        from predictpool import FunctionPredictor
+
+        def predict(x):
+            return {"list": [[1] * int(count) for count in x], "array": x[:, None]}
+
+        predictor = FunctionPredictor(lambda: predict, row_wise=True, signature=(int, ()))
+        """,
+    )
+    Path("in.jsonl").write_text("1\n1\n2\n1\n")
+    score("in.jsonl", f"out.{ending}", request_rows=2)
+    assert got(f"out.{ending}") == [{"list": [1] * x, "array": x} for x in (1, 1, 2, 1)]
+
+
 ARRAY = """
     import numpy as np
     from predictpool import FunctionPredictor

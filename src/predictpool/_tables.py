@@ -508,7 +508,7 @@ def _write_parquet(stream: Path, file: BinaryIO) -> None:
 
 
 def by_column(outputs: Any, rows: int) -> dict[str, Array]:
-    """Return outputs by name, the first axis the row; one value for ``[n, 1]``.
+    """Return outputs by name, the first axis the row; one value for arrays ``[n, 1]``.
 
     Args:
         outputs: what the predictor returned; without names it is called ``"output"``.
@@ -527,7 +527,9 @@ def by_column(outputs: Any, rows: int) -> dict[str, Array]:
                 "the rows on its first axis: what the predictor returns is not one answer for each "
                 "row"
             )
-        columns[str(name)] = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+        # Lists stay what they are: those of the next request may be of other lengths.
+        single = isinstance(value, np.ndarray) and values.ndim == 2 and values.shape[1] == 1
+        columns[str(name)] = values[:, 0] if single else values
     return columns
 
 
