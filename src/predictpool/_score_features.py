@@ -2,7 +2,7 @@
 
 import json
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from predictpool import FeatureSpec, Signature
 from predictpool._command import CommandError
-from predictpool._features._refusals import did_you_mean, name_list
+from predictpool._features._refusals import hint, name_list
 from predictpool._features._spec import REQUIRED, UNNAMED
 from predictpool._tables import Row, Source
 
@@ -140,12 +140,6 @@ class Taking:
         return {
             name: [features[name] for features in examples] for name in self._signature.features
         }
-
-
-def hint(name: str, names: Iterable[str]) -> str:
-    """Return what was probably meant, or ``""``."""
-    question = did_you_mean(name, names)
-    return f"; {question}" if question else ""
 
 
 def reading(name: str, spec: FeatureSpec, *, text: bool) -> Callable[[Any], Any]:

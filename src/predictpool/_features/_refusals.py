@@ -78,6 +78,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else ""
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return that question as the end of a line, or ``""``."""
+    question = did_you_mean(name, known)
+    return f"; {question}" if question else ""
+
+
 def describe(value: Any) -> str:
     """Return what kind of thing a value is."""
     if isinstance(value, np.ndarray):

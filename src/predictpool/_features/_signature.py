@@ -18,7 +18,7 @@ from predictpool._columns import Array
 from predictpool._errors import InvalidFeatures
 from predictpool._features._conversion import Converter, free_array
 from predictpool._features._notation import declared_spec
-from predictpool._features._refusals import describe, did_you_mean, name_list, quoted
+from predictpool._features._refusals import describe, hint, name_list, quoted
 from predictpool._features._spec import (
     REQUIRED,
     UNNAMED,
@@ -129,7 +129,7 @@ class Signature:
         if spec is None:
             raise ValueError(
                 f"{option} names the feature {name!r}, which this signature does not have: "
-                f"expected {name_list(self.features)}{_hint(name, self.features)}"
+                f"expected {name_list(self.features)}{hint(name, self.features)}"
             )
         return spec
 
@@ -248,7 +248,7 @@ class Signature:
 
     def _unknown(self, names: Iterable[Any]) -> InvalidFeatures:
         name = next(str(given) for given in names if given not in self.features)
-        remedy = _hint(name, self.features) or (
+        remedy = hint(name, self.features) or (
             "; leave it out, or ignore such features with extra='ignore'"
         )
         return InvalidFeatures(
@@ -345,11 +345,6 @@ def _inferred_spec(name: str, values: Array) -> FeatureSpec:
             expected="signature= of the predictor, or floats or text",
         )
     return FeatureSpec(dtype, values.shape[1:])
-
-
-def _hint(name: str, names: Iterable[str]) -> str:
-    question = did_you_mean(name, names)
-    return f"; {question}" if question else ""
 
 
 def _no_row_axis(name: str, values: Array) -> InvalidFeatures:
