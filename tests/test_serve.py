@@ -35,6 +35,7 @@ from predictpool.prometheus import PrometheusHooks  # noqa: E402
 from predictpool.serve._app import Application  # noqa: E402
 from predictpool.serve._http import Refusal, body_of  # noqa: E402
 from predictpool.serve._model import Model  # noqa: E402
+from predictpool.serve._open_inference import read  # noqa: E402
 from predictpool.serve._tensors import described, named_arrays  # noqa: E402
 
 pytestmark = POOL_TEST
@@ -429,6 +430,10 @@ MALFORMED: list[tuple[Any, str]] = [
     (infer({**AGE, "shape": [2, -3]}), "the shape of input 'age' is [2, -3]"),
     (infer({**AGE, "shape": [2.0, 3]}), "the shape of input 'age' is [2.0, 3]"),
     (infer({**AGE, "shape": [True, 6]}), "the shape of input 'age' is [True, 6]"),
+    (infer({**AGE, "shape": [1] * 33}), "[1, 1, 1, 1, 1, 1, ...], expected a list of at most 32"),
+    # NaN keeps orjson, which makes a float of such a number, from reading it.
+    (infer({**AGE, "shape": [2**64, 0]}, nan=np.nan), "the shape of input 'age' is [1844674407"),
+    (infer({**AGE, "shape": [2**64, 0]}, nan=np.nan), "whole numbers of 64 bits"),
     (infer({**AGE, "shape": [2, 2]}), "data of input 'age' has 6 values, expected those of shape"),
     (infer({**AGE, "shape": [2**63, 0], "data": []}), "the shape of input 'age' is [9223"),
     (infer({**AGE, "data": None}), "data of input 'age' is null, expected a list"),
@@ -481,6 +486,15 @@ MALFORMED_BYTES = [
         "expected the length",
     ),
 ]
+
+
+def test_a_shape_of_any_length_is_not_multiplied() -> None:
+    # The product of these would take minutes, and stop the server.
+    shape = f"[{'9,' * 1_000_000}9]"
+    body = f'{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": {shape}, "data": []}}]}}'
+    with pytest.raises(Refusal, match="expected a list of at most 32 whole numbers") as raised:
+        read(body.encode())
+    assert len(str(raised.value)) < 200
 
 
 @pytest.mark.parametrize(("sent", "more", "reason"), MALFORMED_BYTES)

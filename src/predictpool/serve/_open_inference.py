@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import reprlib
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -37,6 +38,9 @@ SERVER: Final[dict[str, Any]] = {
 }
 
 _JSON_LENGTH = b"inference-header-content-length"
+# The length of a shape that numpy 1 can hold: nothing longer is multiplied, or told.
+MOST_AXES: Final = 32
+_TOO_LONG: Final = 2**64
 
 
 def paths(model: Model, limit: int) -> Paths:
@@ -220,14 +224,16 @@ def _form(name: str, tensor: dict[str, Any]) -> tuple[str, list[int]]:
         raise Refusal(
             400, f"the datatype of input {name!r} is {datatype!r}, expected {', '.join(DTYPES)}"
         )
-    if type(shape) is list:
+    if type(shape) is list and len(shape) <= MOST_AXES:
         for axis in shape:
-            if type(axis) is not int or axis < 0:
+            if type(axis) is not int or not 0 <= axis < _TOO_LONG:
                 break
         else:
             return datatype, shape
     raise Refusal(
-        400, f"the shape of input {name!r} is {shape!r}, expected a list of whole numbers"
+        400,
+        f"the shape of input {name!r} is {reprlib.repr(shape)}, expected a list of at most "
+        f"{MOST_AXES} whole numbers of 64 bits",
     )
 
 

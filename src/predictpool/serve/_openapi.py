@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from predictpool.serve._model import Model
-from predictpool.serve._open_inference import SERVER
+from predictpool.serve._open_inference import MOST_AXES, SERVER
 from predictpool.serve._tensorflow_serving import SIGNATURE
 from predictpool.serve._tensors import DTYPES
 
@@ -55,7 +55,7 @@ _SCHEMAS: Final[dict[str, _Schema]] = {
     "Input": _object(
         ["name", "datatype", "shape"],
         **_FORM,
-        shape=_list(_SIZE),
+        shape=_list(_SIZE, maxItems=MOST_AXES),
         parameters=_object([], binary_data_size=_SIZE),
         data=_list(_ANYTHING),
     ),
