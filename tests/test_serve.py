@@ -505,6 +505,34 @@ async def test_malformed_bytes_are_told_why(sent: Any, more: Any, reason: str) -
         assert reason in refuses(reply)
 
 
+@pytest.mark.parametrize("predictor", [people, doubling], ids=["signature", "any features"])
+async def test_a_name_that_caches_would_keep_for_ever_has_256_characters_at_most(
+    predictor: Callable[[], FunctionPredictor[Any]],
+) -> None:
+    name = "x" * 257
+    async with client_of(application(PredictorPool(predictor()))) as client:
+        for path, document in (
+            (INFER, infer({**AGE, "name": name})),
+            (INFER, infer(AGE, outputs=[{"name": name}])),
+            (PREDICT, {"inputs": {name: [1.0]}}),
+            (PREDICT, {"instances": [{name: 1.0}]}),
+        ):
+            reason = refuses(await client.post(path, content=json.dumps(document)))
+            assert "put is 'xxxxxxxxxxxx...xxxxxxxxxxxxx', expected text of at most 256" in reason
+    async with client_of(application(PredictorPool(doubling()))) as client:
+        reply = await client.post(PREDICT, json={"inputs": {"input": {name: [1.0]}}})
+        assert "expected text of at most 256 characters" in refuses(reply)
+
+
+async def test_a_name_of_256_characters_is_served() -> None:
+    name = "x" * 256
+    async with serving(calling(lambda features: features)) as client:
+        reply = await client.post(INFER, json=infer({**AGE, "name": name}))
+        assert reply.json()["outputs"][0]["name"] == name
+        reply = await client.post(PREDICT, json={"instances": [{name: 1.0}]})
+        assert reply.json() == {"predictions": [1.0]}
+
+
 async def test_bytes_behind_the_last_input_are_refused() -> None:
     body, headers = with_bytes([("x", "INT8", [1], b"a")])
     async with client_of(application(PredictorPool(people()))) as client:

@@ -29,7 +29,7 @@ from predictpool.serve._http import (
     kind_of,
 )
 from predictpool.serve._model import Model
-from predictpool.serve._tensors import BYTES, DTYPES, Tensor, datatype_of, texts_of
+from predictpool.serve._tensors import BYTES, DTYPES, LONGEST_NAME, Tensor, datatype_of, texts_of
 
 SERVER: Final[dict[str, Any]] = {
     "name": "predictpool",
@@ -175,8 +175,12 @@ def _name(tensor: Any, what: str) -> str:
     if type(tensor) is not dict:
         raise Refusal(400, f"an element of {what}s is {kind_of(tensor)}, expected an object")
     name = tensor.get("name")
-    if type(name) is not str or not name:
-        raise Refusal(400, f"the name of an {what} is {name!r}, expected text")
+    if type(name) is not str or not 0 < len(name) <= LONGEST_NAME:
+        raise Refusal(
+            400,
+            f"the name of an {what} is {reprlib.repr(name)}, expected text of at most "
+            f"{LONGEST_NAME} characters",
+        )
     return name
 
 

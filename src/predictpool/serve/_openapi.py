@@ -7,7 +7,7 @@ from typing import Any, Final
 from predictpool.serve._model import Model
 from predictpool.serve._open_inference import MOST_AXES, SERVER
 from predictpool.serve._tensorflow_serving import SIGNATURE
-from predictpool.serve._tensors import DTYPES
+from predictpool.serve._tensors import DTYPES, LONGEST_NAME
 
 _Schema = dict[str, Any]
 
@@ -25,7 +25,7 @@ def _ref(name: str) -> _Schema:
 
 
 _TEXT: Final[_Schema] = {"type": "string"}
-_NAME: Final[_Schema] = {"type": "string", "minLength": 1}
+_NAME: Final[_Schema] = {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME}
 _FLAG: Final[_Schema] = {"type": "boolean"}
 _AXIS: Final[_Schema] = {"type": "integer", "minimum": -1}
 _SIZE: Final[_Schema] = {"type": "integer", "minimum": 0}

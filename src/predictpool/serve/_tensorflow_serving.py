@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import reprlib
 from typing import Any
 
 from predictpool import Signature
@@ -22,7 +23,7 @@ from predictpool.serve._http import (
     kind_of,
 )
 from predictpool.serve._model import Model
-from predictpool.serve._tensors import BYTES, INPUT, Tensor, datatype_of, texts_of
+from predictpool.serve._tensors import BYTES, INPUT, LONGEST_NAME, Tensor, datatype_of, texts_of
 
 SIGNATURE = "serving_default"
 
@@ -157,11 +158,23 @@ def _named(values: Any, signature: Signature | None) -> Any:
     named = type(values) is dict
     if named and not values:
         raise Refusal(400, "the inputs have no name, expected at least one")
-    if signature is None or signature.unnamed:
-        return values[INPUT] if named and [*values] == [INPUT] else values
-    if named or len(signature.features) > 1:
-        return values
-    return {next(iter(signature.features)): values}
+    if (signature is None or signature.unnamed) and named and [*values] == [INPUT]:
+        values = values[INPUT]
+    if type(values) is dict:
+        _check_names(values)
+    elif signature is not None and not signature.unnamed and len(signature.features) == 1:
+        return {next(iter(signature.features)): values}
+    return values
+
+
+def _check_names(values: dict[str, Any]) -> None:
+    for name in values:
+        if len(name) > LONGEST_NAME:
+            raise Refusal(
+                400,
+                f"the name of an input is {reprlib.repr(name)}, expected text of at most "
+                f"{LONGEST_NAME} characters",
+            )
 
 
 # --- replies -----------------------------------------------------------------------

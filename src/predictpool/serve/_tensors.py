@@ -18,6 +18,9 @@ from predictpool.serve._http import Refusal
 INPUT: Final = "input"
 OUTPUT: Final = "output"
 
+# Names are kept beyond their request, by caches of what was read or sent before.
+LONGEST_NAME: Final = 256
+
 BYTES: Final = "BYTES"
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
