@@ -77,7 +77,6 @@ def application(
 
 
 def client_of(app: Application) -> Any:
-    # Mistakes of ours are raised here: a test sees them, and not a 500.
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server")
 
 
@@ -488,6 +487,50 @@ MALFORMED_BYTES = [
 ]
 
 
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        (INFER, '{"inputs": [{"name": %s}]}', "the name of an input is [[[[[[[...]]]]]]]"),
+        (INFER, '{"inputs": [{"name": "x", "datatype": %s}]}', "datatype of input 'x' is [[["),
+        (
+            INFER,
+            '{"inputs": [{"name": "x", "datatype": "INT8", "shape": %s}]}',
+            "the shape of input 'x' is [[[",
+        ),
+        (
+            INFER,
+            """{"inputs": [{"name": "x", "datatype": "INT8", "shape": [],
+            "parameters": {"binary_data_size": %s}}]}""",
+            "binary_data_size of input 'x' is [[[",
+        ),
+        (PREDICT, '{"signature_name": %s, "instances": [1]}', "signature_name is [[["),
+    ],
+)
+async def test_what_a_client_sent_is_quoted_briefly_however_long_or_deep_it_is(
+    path: str, body: str, reason: str
+) -> None:
+    text, many = json.dumps("x" * LIMIT)[:-300] + '"', json.dumps({str(i): i for i in range(5000)})
+    async with client_of(application(PredictorPool(people()))) as client:
+        for sent in (DEEP, text, many, f"[{many}]"):
+            said = refuses(await client.post(path, content=body % sent))
+            assert len(said) < 400
+            if sent is DEEP:
+                assert reason in said
+
+
+async def test_names_are_listed_up_to_the_twentieth() -> None:
+    many = {f"n{i}": [1.0] for i in range(1000)}
+    twenty = ", ".join(f"'n{i}'" for i in range(20))
+    async with client_of(application(PredictorPool(people()))) as client:
+        for rows in ([many, {"x": 1}], [{"x": 1}, many]):
+            said = refuses(await client.post(PREDICT, json={"instances": rows}))
+            assert f"{twenty}, ..." in said
+            assert "n20" not in said
+
+
 def test_a_shape_of_any_length_is_not_multiplied() -> None:
     # The product of these would take minutes, and stop the server.
     shape = f"[{'9,' * 1_000_000}9]"
@@ -794,6 +837,20 @@ async def test_outputs_that_cannot_be_sent_are_told_so(outputs: Any, reason: str
     async with serving(calling(lambda _: outputs)) as client:
         assert reason in refuses(await client.post(INFER, json=ONE), 500)
         assert reason in refuses(await client.post(PREDICT, json={"inputs": [1]}), 500)
+
+
+async def test_a_mistake_of_the_server_is_json_as_well_and_its_log_has_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise Strange("secret")
+
+    monkeypatch.setattr("predictpool.serve._open_inference.read", fail)
+    async with client_of(application(PredictorPool(people()))) as client:
+        reason = refuses(await client.post(INFER, json=ONE), 500)
+    assert reason == "the server failed: its log says why"
+    assert f"POST {INFER} failed" in caplog.text
+    assert "Strange: secret" in caplog.text
 
 
 async def test_one_request_too_many_is_told_to_come_back(stage: Stage) -> None:

@@ -17,7 +17,7 @@ from predictpool.serve._http import (
     get,
     json_reply,
 )
-from predictpool.serve._model import Model
+from predictpool.serve._model import Model, logger
 
 _METRICS = CONTENT_TYPE_LATEST.encode()
 
@@ -49,6 +49,9 @@ class Application:
             reply = refusal.reply()
         except ClientGone:
             return
+        except Exception:  # noqa: BLE001 - a mistake of ours; the client gets JSON all the same
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            reply = Refusal(500, "the server failed: its log says why").reply()
         await _send(reply, send)
 
     def _operation(self, scope: Scope) -> Operation:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import reprlib
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import orjson
 
@@ -176,6 +177,15 @@ def _loads(body: bytes, hook: Hook | None) -> Any:
             return orjson.loads(body)
     return json.loads(body, object_hook=hook)
 
+
+class _Brief(reprlib.Repr):
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """Leave its keys alone: the standard library's sorts all of them."""
+        return "{...}" if x else "{}"
+
+
+shown: Final = _Brief().repr
+"""Return what a client sent, as a message may quote it: however long or deep it is."""
 
 _KINDS = {
     bool: "a boolean",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import reprlib
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -27,6 +26,7 @@ from predictpool.serve._http import (
     json_object,
     json_reply,
     kind_of,
+    shown,
 )
 from predictpool.serve._model import Model
 from predictpool.serve._tensors import BYTES, DTYPES, LONGEST_NAME, Tensor, datatype_of, texts_of
@@ -178,7 +178,7 @@ def _name(tensor: Any, what: str) -> str:
     if type(name) is not str or not 0 < len(name) <= LONGEST_NAME:
         raise Refusal(
             400,
-            f"the name of an {what} is {reprlib.repr(name)}, expected text of at most "
+            f"the name of an {what} is {shown(name)}, expected text of at most "
             f"{LONGEST_NAME} characters",
         )
     return name
@@ -226,7 +226,8 @@ def _form(name: str, tensor: dict[str, Any]) -> tuple[str, list[int]]:
     datatype, shape = tensor.get("datatype"), tensor.get("shape")
     if type(datatype) is not str or datatype not in DTYPES:
         raise Refusal(
-            400, f"the datatype of input {name!r} is {datatype!r}, expected {', '.join(DTYPES)}"
+            400,
+            f"the datatype of input {name!r} is {shown(datatype)}, expected {', '.join(DTYPES)}",
         )
     if type(shape) is list and len(shape) <= MOST_AXES:
         for axis in shape:
@@ -236,7 +237,7 @@ def _form(name: str, tensor: dict[str, Any]) -> tuple[str, list[int]]:
             return datatype, shape
     raise Refusal(
         400,
-        f"the shape of input {name!r} is {reprlib.repr(shape)}, expected a list of at most "
+        f"the shape of input {name!r} is {shown(shape)}, expected a list of at most "
         f"{MOST_AXES} whole numbers of 64 bits",
     )
 
@@ -245,9 +246,9 @@ def _check_size(name: str, size: Any, left: int, tensor: dict[str, Any]) -> None
     if type(size) is not int or not 0 <= size <= left:
         raise Refusal(
             400,
-            f"binary_data_size of input {name!r} is {size!r}, expected a number of bytes, of which "
-            f"the body has {left} more behind its JSON (the header Inference-Header-Content-Length "
-            "says where that ends)",
+            f"binary_data_size of input {name!r} is {shown(size)}, expected a number of bytes, "
+            f"of which the body has {left} more behind its JSON (the header "
+            "Inference-Header-Content-Length says where that ends)",
         )
     if "data" in tensor:
         raise Refusal(400, f"input {name!r} has data and binary_data_size, expected one of them")

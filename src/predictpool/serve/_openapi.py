@@ -120,7 +120,7 @@ _REFUSED: Final = {
     413: "The body is too large.",
     415: "The body has a Content-Encoding that is neither gzip nor deflate.",
     429: "Too many requests are waiting.",
-    500: "The model failed.",
+    500: "The model failed, or the server.",
     503: "No worker can answer.",
     504: "There was no answer in time.",
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import reprlib
 from typing import Any
 
 from predictpool import Signature
@@ -21,9 +20,18 @@ from predictpool.serve._http import (
     json_object,
     json_reply,
     kind_of,
+    shown,
 )
 from predictpool.serve._model import Model
-from predictpool.serve._tensors import BYTES, INPUT, LONGEST_NAME, Tensor, datatype_of, texts_of
+from predictpool.serve._tensors import (
+    BYTES,
+    INPUT,
+    LONGEST_NAME,
+    Tensor,
+    datatype_of,
+    quoted_list,
+    texts_of,
+)
 
 SIGNATURE = "serving_default"
 
@@ -110,7 +118,7 @@ def read(body: bytes, signature: Signature | None) -> tuple[Any, int | None]:
     name = document.get("signature_name") or SIGNATURE
     if name != SIGNATURE:
         raise Refusal(
-            400, f"signature_name is {name!r}, expected {SIGNATURE!r}: a predictor has one"
+            400, f"signature_name is {shown(name)}, expected {SIGNATURE!r}: a predictor has one"
         )
     if ("instances" in document) == ("inputs" in document):
         raise Refusal(
@@ -144,11 +152,10 @@ def _transposed(rows: list[Any]) -> dict[str, list[Any]]:
     names = rows[0].keys()
     for number, row in enumerate(rows):
         if type(row) is not dict or row.keys() != names:
-            given = ", ".join(map(repr, row)) if type(row) is dict else kind_of(row)
+            given = quoted_list(row) if type(row) is dict else kind_of(row)
             raise Refusal(
                 400,
-                f"instance {number} has {given}, expected what the first has: "
-                f"{', '.join(map(repr, names))}",
+                f"instance {number} has {given}, expected what the first has: {quoted_list(names)}",
             )
     return {name: [row[name] for row in rows] for name in names}
 
@@ -172,7 +179,7 @@ def _check_names(values: dict[str, Any]) -> None:
         if len(name) > LONGEST_NAME:
             raise Refusal(
                 400,
-                f"the name of an input is {reprlib.repr(name)}, expected text of at most "
+                f"the name of an input is {shown(name)}, expected text of at most "
                 f"{LONGEST_NAME} characters",
             )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +13,7 @@ from predictpool import Signature
 from predictpool._columns import Array
 from predictpool._features._refusals import describe, quoted
 from predictpool._features._spec import UNNAMED, FeatureSpec
-from predictpool.serve._http import Refusal
+from predictpool.serve._http import Refusal, shown
 
 # What tensors without a name are called.
 INPUT: Final = "input"
@@ -110,10 +111,17 @@ def features_of(inputs: dict[str, Array], signature: Signature | None) -> Any:
     if not signature.unnamed:
         return inputs
     if [*inputs] != [INPUT]:
-        given = ", ".join(map(repr, inputs))
         expected = signature.features[UNNAMED]
-        raise Refusal(400, f"the inputs are {given}, expected one, {INPUT!r}: {expected}")
+        raise Refusal(
+            400, f"the inputs are {quoted_list(inputs)}, expected one, {INPUT!r}: {expected}"
+        )
     return inputs[INPUT]
+
+
+def quoted_list(names: Iterable[str]) -> str:
+    """Return a client's names as a message quotes them: the first of them, and briefly."""
+    first = [shown(name) for name in islice(names, 21)]
+    return ", ".join([*first[:20], *(["..."] if first[20:] else [])])
 
 
 def named_arrays(outputs: Any) -> dict[str, Array]:
