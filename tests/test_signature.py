@@ -356,6 +356,27 @@ def test_a_missing_feature_is_named_with_what_it_could_be() -> None:
         CENSUS.conform({})
 
 
+def test_what_is_misspelt_is_looked_for_among_the_first_hundred_names() -> None:
+    # Comparing all names of a request would stop an application for minutes.
+    signature = Signature.declared({"age": np.float32})
+    names = [str(number) for number in range(99)]
+    with pytest.raises(InvalidFeatures, match=r"; did you mean it by 'agee'\?$"):
+        signature.conform({name: [1.0] for name in [*names, "agee"]})
+    with pytest.raises(InvalidFeatures, match=r"rows of shape \(\)$"):
+        signature.conform({name: [1.0] for name in [*names, "another", "agee"]})
+
+
+def test_a_message_is_not_as_long_as_what_was_given() -> None:
+    many = {str(number): [1.0] * (1 + number) for number in range(1000)}
+    for features in (many, np.array("x" * 10_000), {"a": np.array("x" * 10_000)}):
+        with pytest.raises(InvalidFeatures) as raised:
+            as_arrays(features)
+        assert len(str(raised.value)) < 500
+    with pytest.raises(InvalidFeatures, match="no valid text") as raised:
+        Signature.declared({"a": str}).conform({"a": ["\ud800" * 10_000]})
+    assert len(str(raised.value)) < 500
+
+
 def test_an_unknown_feature_is_named_with_what_it_could_be() -> None:
     with pytest.raises(InvalidFeatures) as caught:
         CENSUS.conform({"age": [1.0], "occupation": ["Sales"], "hour": [1]})

@@ -355,9 +355,9 @@ class Converter:
             return text.encode()
         except UnicodeEncodeError as error:
             raise self._refusal(
-                f"has the value {text!r}{at}, which is no valid text ({error.reason}): "
+                f"has the value {reprlib.repr(text)}{at}, which is no valid text ({error.reason}): "
                 "give bytes, or text without lone surrogates",
-                repr(text),
+                reprlib.repr(text),
             ) from error
 
     # --- rows of their own length --------------------------------------------------

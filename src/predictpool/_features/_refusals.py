@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -67,7 +68,7 @@ def quoted(name: str) -> str:
 
 def name_list(names: Iterable[Any]) -> str:
     """Return names as a list that is never too long to read."""
-    listed = [str(name) for name in names]
+    listed = [str(name) for name in islice(names, 21)]
     shown = ", ".join(listed[:20])
     return f"[{shown}{', …' if len(listed) > 20 else ''}]"
 

@@ -8,8 +8,10 @@ of a missing key or a ragged list, and takes a second to rebuild.)
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -235,8 +237,9 @@ class Signature:
         )
 
     def _lacking(self, name: str, names: Iterable[Any]) -> InvalidFeatures:
-        unknown = [str(given) for given in names if given not in self.features]
-        close = difflib.get_close_matches(name, unknown, n=1)
+        # Comparing takes its time, and a client may have sent names without end.
+        unknown = (str(given) for given in names if given not in self.features)
+        close = difflib.get_close_matches(name, islice(unknown, 100), n=1)
         hint = f"; did you mean it by {close[0]!r}?" if close else ""
         return InvalidFeatures(
             f"feature {name!r} is missing: given {name_list(names)}, "
@@ -309,7 +312,7 @@ def _example(spec: FeatureSpec) -> Array:
 def _check_lengths(arrays: Arrays) -> None:
     lengths = {len(values) for values in arrays.values()}
     if len(lengths) > 1:
-        given = ", ".join(f"{name}: {len(values)}" for name, values in arrays.items())
+        given = name_list(f"{name}: {len(values)}" for name, values in arrays.items())[1:-1]
         raise InvalidFeatures(
             f"features differ in their number of rows ({given}), "
             "expected one value per row in each",
@@ -349,8 +352,8 @@ def _inferred_spec(name: str, values: Array) -> FeatureSpec:
 
 def _no_row_axis(name: str, values: Array) -> InvalidFeatures:
     return InvalidFeatures(
-        f"{quoted(name)} is the single value {values.tolist()!r}, expected an array with the rows "
-        "on its first axis (predict_one takes one example without it)",
+        f"{quoted(name)} is the single value {reprlib.repr(values.tolist())}, expected an array "
+        "with the rows on its first axis (predict_one takes one example without it)",
         feature=name,
         given="a single value",
         expected="an array with the rows on its first axis",
