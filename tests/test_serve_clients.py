@@ -428,6 +428,31 @@ def test_it_says_what_it_serves_and_options_are_respected(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("nothing_left")
+def test_what_the_model_prints_goes_to_stderr_so_that_nobody_has_to_read_stdout(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "talkative.py").write_text(
+        "from predictpool import FunctionPredictor\n"
+        "print('imported', flush=True)\n"
+        "def load():\n"
+        "    print('loaded', flush=True)\n"
+        "    def predict(x):\n"
+        "        print('called' * 100_000, flush=True)\n"  # more than a pipe holds
+        "        return x\n"
+        "    return predict\n"
+        "predictor = FunctionPredictor(load)\n"
+    )
+    with serving(tmp_path, "talkative:predictor", "--workers", "1") as server:
+        assert server.post("/v1/models/predictor:predict", {"inputs": [1]})[0] == 200
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+        assert server.process.stdout is not None
+        assert server.process.stdout.read() == ""
+        errors = server.errors.read_text()
+        assert all(word in errors for word in ("imported", "loaded", "called"))
+
+
+@pytest.mark.usefixtures("nothing_left")
 def test_it_warms_up_with_the_features_it_is_given(tmp_path: Path) -> None:
     options = ["--features", "models:ones", "--workers", "1"]
     with serving(tmp_path, "models:picky", *options) as server:

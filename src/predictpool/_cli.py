@@ -1,10 +1,12 @@
 """The command line: ``predictpool …``, also ``python -m predictpool …``."""
 
+import contextlib
 import importlib.metadata
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 if TYPE_CHECKING:
     import typer
@@ -371,15 +373,32 @@ def _serve(target: str, verbose: bool, as_json: bool, **options: Any) -> None:
     if str(Path.cwd()) not in sys.path:  # after our imports, as for the other commands
         sys.path.insert(0, str(Path.cwd()))
     try:
-        _run.run(
-            target,
-            announce=lambda serving: print(serving.to_json() if as_json else serving, flush=True),
-            **options,
-        )
+        with _own_stdout() as stdout:
+
+            def announce(serving: _run.Serving) -> None:
+                print(serving.to_json() if as_json else serving, file=stdout, flush=True)
+
+            _run.run(target, announce=announce, **options)
     except CommandError as error:
         raise SystemExit(_told(error, verbose)) from error
     except KeyboardInterrupt:  # while the user's module is imported
         raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def _own_stdout() -> Iterator[TextIO]:
+    """Keep stdout for ourselves: whatever else prints, here or in a worker, does so on stderr.
+
+    Who reads the announcement need not read on, and a pipe that nobody reads gets full.
+    """
+    with os.fdopen(os.dup(1), "w") as stdout:
+        sys.stdout.flush()
+        os.dup2(2, 1)
+        try:
+            yield stdout
+        finally:
+            sys.stdout.flush()
+            os.dup2(stdout.fileno(), 1)
 
 
 def _add_score(app: "typer.Typer") -> None:
