@@ -75,6 +75,7 @@ MODELS = """
 
     picky = FunctionPredictor(load_picky, row_wise=True, signature=(np.float32, ()))
     ones = [1.0]
+    minus_one = [-1.0]
     broken = FunctionPredictor(lambda: 1)
     number = 1
 """
@@ -556,4 +557,23 @@ def test_a_server_told_to_end_while_its_model_loads_ends(
         anyio.run(stage.hears)
         server.send_signal(signal.SIGTERM)
         assert server.communicate(timeout=20)[1] == ""
+        assert server.returncode == 0
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_second_signal_does_not_wait_while_the_first_request_runs(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGE", str(stage.door.folder))
+    options = ["--workers", "1", "--grace-period", "30", "--port", "0"]
+    with subprocess.Popen(
+        **command(tmp_path, "models:held", "--features", "models:minus_one", *options),
+        stderr=subprocess.PIPE,
+    ) as server:
+        anyio.run(stage.hears)  # the warm-up
+        stage.let_go()
+        anyio.run(stage.hears)  # the server's own request
+        server.send_signal(signal.SIGTERM)
+        server.send_signal(signal.SIGINT)
+        assert "Traceback" not in server.communicate(timeout=20)[1]
         assert server.returncode == 0

@@ -212,24 +212,28 @@ class _Server:
     async def run(self) -> None:
         """Open the pool, serve until a signal comes, and close it."""
         loop = asyncio.get_running_loop()
+        closing = anyio.CancelScope()
         try:
             with anyio.CancelScope() as opening:
                 for number in (signal.SIGINT, signal.SIGTERM):
-                    loop.add_signal_handler(number, self._end, opening)
+                    loop.add_signal_handler(number, self._end, opening, closing)
                 model = await self._opened()
             if not opening.cancel_called:
                 await self._serve(model)
         finally:
-            await self.pool.aclose()
+            with closing:
+                await self.pool.aclose()
 
-    def _end(self, opening: anyio.CancelScope) -> None:
+    def _end(self, opening: anyio.CancelScope, closing: anyio.CancelScope) -> None:
         """Do what a signal says; the second one is impatient."""
+        if self._told.is_set():
+            self._at_once.set()
+            closing.cancel()
+            return
+        self._told.set()
         if self._http is None:
             opening.cancel()
-        elif self._told.is_set():
-            self._at_once.set()
         else:
-            self._told.set()
             self._http.should_exit = True
 
     async def _opened(self) -> Model:
