@@ -757,6 +757,26 @@ async def test_a_body_that_says_it_is_beyond_the_limit_is_not_read() -> None:
     assert sent[0]["status"] == 413
 
 
+@pytest.mark.parametrize(
+    "begin", [[], [{"type": "http.request", "body": b"{", "more_body": True}]], ids=["none", "half"]
+)
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    begin: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("predictpool.serve._http.BODY_SECONDS", 0)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    receive = receiving(*begin, gone=asyncio.Event())
+    with anyio.fail_after(15):
+        await application(PredictorPool(people()))(SCOPE, receive, send)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"].startswith("the body has not come within 0 seconds")
+
+
 async def test_what_decompresses_to_too_much_is_not_decompressed() -> None:
     bomb = gzip.compress(b" " * 100 * LIMIT)
     headers = {b"content-encoding": b"gzip"}

@@ -9,6 +9,7 @@ features and its answer. What orjson does not know, above all NaN, is left to th
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import reprlib
@@ -24,6 +25,9 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 JSON = b"application/json"
+
+# For all of a body to come: a client that sends for ever would keep its connection for ever.
+BODY_SECONDS = 60.0
 
 
 class Reply(NamedTuple):
@@ -83,12 +87,23 @@ async def body_of(headers: Mapping[bytes, bytes], receive: Receive, limit: int) 
         headers: their names are in small letters.
 
     Raises:
-        Refusal: it has more bytes than ``limit``, compressed or not, or an unknown encoding.
+        Refusal: it has more bytes than ``limit``, compressed or not, or an unknown encoding, or
+            takes too long to come.
         ClientGone: it did not come to its end.
     """
     length = headers.get(b"content-length")
     if length is not None and int(length) > limit:
         raise _too_large(limit)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await _received(receive, limit)
+    except TimeoutError:
+        raise _too_slow() from None
+    encoding = headers.get(b"content-encoding")
+    return body if encoding is None else _decompressed(body, encoding, limit)
+
+
+async def _received(receive: Receive, limit: int) -> bytes:
     message = await receive()
     body: bytes = message.get("body", b"")
     if message.get("more_body"):
@@ -97,8 +112,7 @@ async def body_of(headers: Mapping[bytes, bytes], receive: Receive, limit: int) 
         raise ClientGone
     if len(body) > limit:
         raise _too_large(limit)
-    encoding = headers.get(b"content-encoding")
-    return body if encoding is None else _decompressed(body, encoding, limit)
+    return body
 
 
 async def _rest_of(begin: bytes, receive: Receive, limit: int) -> bytes:
@@ -138,6 +152,14 @@ def _too_large(limit: int) -> Refusal:
         413,
         f"the body is larger than {limit:,} bytes, which is all that this server takes: send fewer "
         "rows in a request, or start it with more --max-body-megabytes",
+    )
+
+
+def _too_slow() -> Refusal:
+    return Refusal(
+        408,
+        f"the body has not come within {BODY_SECONDS:g} seconds: send fewer rows in a request",
+        [(b"connection", b"close")],  # what is still to come is no request
     )
 
 

@@ -117,6 +117,7 @@ _SCHEMAS: Final[dict[str, _Schema]] = {
 
 _REFUSED: Final = {
     400: "The request is malformed, or its features do not fit the model.",
+    408: "The body took too long to come.",
     413: "The body is too large.",
     415: "The body has a Content-Encoding that is neither gzip nor deflate.",
     429: "Too many requests are waiting.",
