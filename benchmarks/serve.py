@@ -1,6 +1,7 @@
 """``python -m benchmarks serve``: ``predictpool serve`` and other servers, asked over HTTP."""
 
 import functools
+import statistics
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def sum_up(outcomes: throughput.Outcomes) -> list[Line]:
     best: dict[Level, list[float]] = {}
     for (name, level), speed in speeds.items():
         if not (name == PEERS_LOOP or name in compiled or name.startswith("predictpool")):
-            best[level] = max(best.get(level, speed), speed, key=_median)
+            best[level] = max(best.get(level, speed), speed, key=statistics.median)
     return [
         _line(name, level, rounds, name not in compiled, best.get(level))
         for (name, level), rounds in outcomes.items()
@@ -154,10 +155,6 @@ def _line(
         Spread.of(each.cpu_seconds / each.calls for each in rounds),
         ratios(speed, best) if best else None,
     )
-
-
-def _median(values: list[float]) -> float:
-    return Spread.of(values).median
 
 
 def goals(found: Found) -> list[Goal]:

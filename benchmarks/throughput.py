@@ -1,6 +1,7 @@
 """``python -m benchmarks throughput``: many callers at once, of everything they could ask."""
 
 import functools
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,8 +200,7 @@ def take_turns(
     note(f"round {number + 1} of {size.rounds}")
     for level in dict.fromkeys(level for _, level in outcomes):
         names = [name for name, at in outcomes if at == level]
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+        for name in harness.in_turn(names, number):
             outcome = started[name].order("load", level, size.seconds, size.warm_up)
             outcomes[name, level].append(outcome)
 
@@ -278,7 +278,7 @@ def sum_up(outcomes: Outcomes, asked: list[Service]) -> list[Line]:
     loops: dict[int, list[float]] = {}
     for (name, level), speed in speeds.items():
         if name.startswith("in process") and level != PERFECT:
-            loops[level.rows] = max(loops.get(level.rows, speed), speed, key=_median)
+            loops[level.rows] = max(loops.get(level.rows, speed), speed, key=statistics.median)
     services_by_name = {service.name: service for service in asked}
     lines = []
     for (name, level), rounds in outcomes.items():
@@ -307,10 +307,6 @@ def sum_up(outcomes: Outcomes, asked: list[Service]) -> list[Line]:
 def speeds_of(outcomes: Outcomes) -> dict[tuple[str, Level], list[float]]:
     """Return calls per second, round by round."""
     return {turn: [each.calls_per_second for each in rounds] for turn, rounds in outcomes.items()}
-
-
-def _median(values: list[float]) -> float:
-    return Spread.of(values).median
 
 
 def goals(found: Found) -> list[Goal]:
