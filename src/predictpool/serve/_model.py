@@ -20,7 +20,7 @@ from predictpool import (
 from predictpool._columns import Array
 from predictpool._command import describe
 from predictpool._worker import one_line
-from predictpool.serve._http import ClientGone, Receive, Refusal
+from predictpool.serve._http import ClientGone, Paths, Receive, Refusal
 from predictpool.serve._tensors import Tensor, features_of, inputs_of, named_arrays
 
 logger = logging.getLogger("predictpool")
@@ -53,6 +53,15 @@ class Model:
     def ready(self) -> bool:
         """Whether a worker can answer."""
         return self.pool.statistics().ready > 0
+
+    def paths(self, root: str, operations: Paths) -> Paths:
+        """Return what is below ``/models/NAME``, and the same below its version's path."""
+        path = f"{root}/models/{self.name}"
+        return {
+            below + rest: done
+            for below in (path, f"{path}/versions/{self.VERSION}")
+            for rest, done in operations.items()
+        }
 
     async def infer(self, inputs: dict[str, Array], receive: Receive) -> dict[str, Array]:
         """Return the outputs for inputs by name; see `predict`."""

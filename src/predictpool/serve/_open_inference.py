@@ -61,15 +61,13 @@ def paths(model: Model, limit: int) -> Paths:
         ),
         "/infer": {"POST": infer},
     }
-    path = f"/v2/models/{model.name}"
     return {
         "/v2": get(lambda: json_reply(SERVER)),
         "/v2/health/live": get(lambda: json_reply({"live": True})),
         "/v2/health/ready": get(
             lambda: json_reply({"ready": model.ready}, 200 if model.ready else 503)
         ),
-        **{path + rest: operations for rest, operations in one.items()},
-        **{f"{path}/versions/{model.VERSION}{rest}": done for rest, done in one.items()},
+        **model.paths("/v2", one),
     }
 
 

@@ -58,11 +58,7 @@ def paths(model: Model, limit: int) -> Paths:
         "/metadata": get(lambda: json_reply(_metadata(model))),
         ":predict": {"POST": predict},
     }
-    path = f"/v1/models/{model.name}"
-    return {
-        **{path + rest: operations for rest, operations in one.items()},
-        **{f"{path}/versions/{model.VERSION}{rest}": done for rest, done in one.items()},
-    }
+    return model.paths("/v1", one)
 
 
 # --- metadata ----------------------------------------------------------------------
