@@ -27,10 +27,9 @@ from rich.table import Table
 from rich.text import Text
 
 from predictpool import Predictor, PredictorPool, WorkerStartError
-from predictpool._check import example, opened, predict, require_features, rows_of, start_failure
+from predictpool._check import example, find_predictor, opened, predict, rows_of, start_failure
 from predictpool._command import CommandError
 from predictpool._devices import available_cores
-from predictpool._target import find, require_predictor
 
 BATCHES: Final = (1, 8, 64)  # requests that fit in a batch
 ROUNDS: Final = 3
@@ -146,11 +145,7 @@ def run(
     """
     if plot_file is not None:
         require_plot(plot_file)
-    predictor = find(target, "PREDICTOR")
-    require_predictor(target, predictor)
-    given = None if features is None else find(features, "FEATURES")
-    if features is not None:
-        require_features(features, given, predictor)
+    predictor, given = find_predictor(target, features)
     bench = Bench(
         target, predictor, given, callers=callers, seconds=seconds, workers=workers, report=report
     )

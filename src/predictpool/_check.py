@@ -142,12 +142,32 @@ def run(target: str, *, features: str | None, start_timeout: float) -> CheckResu
     Raises:
         CommandError: any mistake of the user's.
     """
+    predictor, given = find_predictor(target, features)
+    return anyio.run(ask, target, predictor, given, start_timeout)
+
+
+def find_predictor(target: str, features: str | None) -> tuple[Predictor[Any], Any]:
+    """Return what ``MODULE:PREDICTOR`` names, and `find_features`.
+
+    Raises:
+        CommandError: one of them is not there, or is something else.
+    """
     predictor = find(target, "PREDICTOR")
     require_predictor(target, predictor)
-    given = None if features is None else find(features, "FEATURES")
-    if features is not None:
-        require_features(features, given, predictor)
-    return anyio.run(ask, target, predictor, given, start_timeout)
+    return predictor, find_features(features, predictor)
+
+
+def find_features(features: str | None, predictor: Predictor[Any]) -> Any:
+    """Return what ``MODULE:FEATURES`` names; None where nothing is named.
+
+    Raises:
+        CommandError: it is not there, or the predictor cannot take it.
+    """
+    if features is None:
+        return None
+    given = find(features, "FEATURES")
+    require_features(features, given, predictor)
+    return given
 
 
 def require_features(target: str, features: Any, predictor: Predictor[Any]) -> None:

@@ -28,12 +28,12 @@ from predictpool._check import (
     Output,
     features_of,
     features_table,
+    find_features,
     opened,
     outputs_of,
     outputs_table,
     plain,
     predict,
-    require_features,
 )
 from predictpool._command import CommandError
 from predictpool._features._spec import REQUIRED, UNNAMED, Arrays
@@ -100,9 +100,7 @@ def run(target: str, out: Path, *, features: str | None, start_timeout: float) -
         CommandError: any mistake of the user's, what cannot be exported, and answers that differ.
     """
     predictor = estimator_predictor(target, find(target, "ESTIMATOR"))
-    given = None if features is None else find(features, "FEATURES")
-    if features is not None:
-        require_features(features, given, predictor)
+    given = find_features(features, predictor)
     try:
         out.mkdir(parents=True, exist_ok=True)
         # In the same folder, so that it can be renamed; whoever serves takes numbers only.

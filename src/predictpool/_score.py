@@ -33,13 +33,12 @@ from predictpool import (
     PredictorPoolError,
     Signature,
 )
-from predictpool._check import example, opened, require_features
+from predictpool._check import example, find_predictor, opened
 from predictpool._command import CommandError, describe
 from predictpool._score_features import Taking
 from predictpool._score_journal import Answers, Journal, Output, what_it_is_made_of
 from predictpool._tables import Row, Source, by_column, format_of
 from predictpool._tables import opened as opened_source
-from predictpool._target import find, require_predictor
 from predictpool._worker import one_line
 
 Report = Callable[[Journal, float], None]
@@ -141,11 +140,7 @@ def run(
         before = output.journal.rows
         try:
             if not output.journal.finished:
-                predictor = find(target, "PREDICTOR")
-                require_predictor(target, predictor)
-                given = None if features is None else find(features, "FEATURES")
-                if features is not None:
-                    require_features(features, given, predictor)
+                predictor, given = find_predictor(target, features)
                 options = {"workers": workers, "max_batch_size": request_rows}
                 anyio.run(scoring.run, predictor, given, start_timeout, options)
             output.finish()

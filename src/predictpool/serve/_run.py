@@ -21,9 +21,8 @@ from prometheus_client import CollectorRegistry
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from predictpool import Predictor, PredictorPool, WorkerStartError
-from predictpool._check import example, predict, require_features, start_failure
+from predictpool._check import example, find_predictor, predict, start_failure
 from predictpool._command import CommandError
-from predictpool._target import find, require_predictor
 from predictpool._worker import one_line
 from predictpool.prometheus import PrometheusHooks
 from predictpool.serve._app import Application
@@ -95,11 +94,7 @@ def run(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    predictor = find(target, "PREDICTOR")
-    require_predictor(target, predictor)
-    given = None if features is None else find(features, "FEATURES")
-    if features is not None:
-        require_features(features, given, predictor)
+    predictor, given = find_predictor(target, features)
     name = _checked_name(name or target.rpartition(":")[2].rpartition(".")[2])
     metrics = CollectorRegistry()
     options |= {"grace_period": grace_period, "hooks": [PrometheusHooks(metrics)]}
