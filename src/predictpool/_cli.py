@@ -80,6 +80,7 @@ def _add_demo(app: "typer.Typer") -> None:
     import typer
 
     from predictpool import _census
+    from predictpool._options import AsJson
 
     @app.command()
     def demo(
@@ -97,9 +98,7 @@ def _add_demo(app: "typer.Typer") -> None:
                 show_default="a temporary directory",
             ),
         ] = None,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print one JSON object; times are in seconds.")
-        ] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Train a classifier on census rows and ask it in five ways, every answer checked."""
         _demo(rows, workers, steps, model_dir, as_json)
@@ -131,16 +130,11 @@ def _add_check(app: "typer.Typer") -> None:
     """Give the application its command ``check``."""
     import typer
 
+    from predictpool._options import Target
+
     @app.command()
     def check(
-        target: Annotated[
-            str,
-            typer.Argument(
-                metavar="MODULE:PREDICTOR",
-                help="The predictor, as in models.income:predictor; the current directory is on "
-                "Python's path.",
-            ),
-        ],
+        target: Target,
         features: Annotated[
             str | None,
             typer.Option(
@@ -192,6 +186,8 @@ def _add_export(app: "typer.Typer") -> None:
     """Give the application its command ``export``."""
     import typer
 
+    from predictpool._options import Verbose
+
     @app.command()
     def export(
         target: Annotated[
@@ -220,12 +216,7 @@ def _add_export(app: "typer.Typer") -> None:
         start_timeout: Annotated[
             float, typer.Option(min=0.0, help="Seconds for each worker to start and load.")
         ] = 120.0,
-        verbose: Annotated[
-            bool,
-            typer.Option(
-                "--verbose", help="Show tracebacks, and what the module and the workers write."
-            ),
-        ] = False,
+        verbose: Verbose = False,
         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
         """Write an Estimator's model as a SavedModel, for a current TensorFlow.
@@ -268,16 +259,11 @@ def _add_serve(app: "typer.Typer") -> None:
     """Give the application its command ``serve``."""
     import typer
 
+    from predictpool._options import Target
+
     @app.command()
     def serve(
-        target: Annotated[
-            str,
-            typer.Argument(
-                metavar="MODULE:PREDICTOR",
-                help="The predictor, as in models.income:predictor; the current directory is on "
-                "Python's path.",
-            ),
-        ],
+        target: Target,
         *,
         name: Annotated[
             str | None,
@@ -360,8 +346,6 @@ def _serve(target: str, verbose: bool, as_json: bool, **options: Any) -> None:
     """Serve until somebody ends it; errors that the user can act on are one line."""
     import importlib.util
 
-    from predictpool._command import CommandError
-
     needed = ("httptools", "orjson", "prometheus_client", "uvicorn", "uvloop")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -370,19 +354,12 @@ def _serve(target: str, verbose: bool, as_json: bool, **options: Any) -> None:
         raise SystemExit(2)
     from predictpool.serve import _run
 
-    if str(Path.cwd()) not in sys.path:  # after our imports, as for the other commands
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        with _own_stdout() as stdout:
+    with _errors_in_one_line(verbose), _own_stdout() as stdout:
 
-            def announce(serving: _run.Serving) -> None:
-                print(serving.to_json() if as_json else serving, file=stdout, flush=True)
+        def announce(serving: _run.Serving) -> None:
+            print(serving.to_json() if as_json else serving, file=stdout, flush=True)
 
-            _run.run(target, announce=announce, **options)
-    except CommandError as error:
-        raise SystemExit(_told(error, verbose)) from error
-    except KeyboardInterrupt:  # while the user's module is imported
-        raise SystemExit(130) from None
+        _run.run(target, announce=announce, **options)
 
 
 @contextlib.contextmanager
@@ -405,16 +382,11 @@ def _add_score(app: "typer.Typer") -> None:
     """Give the application its command ``score``."""
     import typer
 
+    from predictpool._options import AsJson, StartTimeout, Target, Verbose
+
     @app.command()
     def score(
-        target: Annotated[
-            str,
-            typer.Argument(
-                metavar="MODULE:PREDICTOR",
-                help="The predictor, as in models.income:predictor; the current directory is on "
-                "Python's path.",
-            ),
-        ],
+        target: Target,
         source: Annotated[
             Path,
             typer.Argument(
@@ -449,18 +421,9 @@ def _add_score(app: "typer.Typer") -> None:
                 show_default="one row of zeros and empty text",
             ),
         ] = None,
-        start_timeout: Annotated[
-            float, typer.Option(min=0.0, help="Seconds for each worker to start, load and warm up.")
-        ] = 120.0,
-        verbose: Annotated[
-            bool,
-            typer.Option(
-                "--verbose", help="Show tracebacks, and what the module and the workers write."
-            ),
-        ] = False,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print one JSON object; times are in seconds.")
-        ] = False,
+        start_timeout: StartTimeout = 120.0,
+        verbose: Verbose = False,
+        as_json: AsJson = False,
     ) -> None:
         """Predict for all rows of a file, and write what the model says to them.
 
@@ -496,16 +459,11 @@ def _add_bench(app: "typer.Typer") -> None:
     """Give the application its command ``bench``."""
     import typer
 
+    from predictpool._options import AsJson, StartTimeout, Target, Verbose
+
     @app.command()
     def bench(
-        target: Annotated[
-            str,
-            typer.Argument(
-                metavar="MODULE:PREDICTOR",
-                help="The predictor, as in models.income:predictor; the current directory is on "
-                "Python's path.",
-            ),
-        ],
+        target: Target,
         *,
         features: Annotated[
             str | None,
@@ -533,18 +491,9 @@ def _add_bench(app: "typer.Typer") -> None:
                 dir_okay=False, help="Draw it, in a .png or .svg.", show_default="no drawing"
             ),
         ] = None,
-        start_timeout: Annotated[
-            float, typer.Option(min=0.0, help="Seconds for each worker to start, load and warm up.")
-        ] = 120.0,
-        verbose: Annotated[
-            bool,
-            typer.Option(
-                "--verbose", help="Show tracebacks, and what the module and the workers write."
-            ),
-        ] = False,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print one JSON object; times are in seconds.")
-        ] = False,
+        start_timeout: StartTimeout = 120.0,
+        verbose: Verbose = False,
+        as_json: AsJson = False,
     ) -> None:
         """Measure latency and throughput with more and fewer workers, and larger batches.
 
@@ -605,14 +554,22 @@ def _on_the_terminal(verbose: bool, run: "Callable[[Console], Result]") -> Resul
     """Do the same for what shows its progress itself, on stderr."""
     import rich.console
 
-    from predictpool._command import CommandError, quietly
+    from predictpool._command import quietly
 
+    with _errors_in_one_line(verbose), quietly(verbose) as terminal:
+        return run(rich.console.Console(file=terminal))
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(verbose: bool) -> Iterator[None]:
+    """Import and run what is the user's; end with one line where there is a mistake in it."""
+    from predictpool._command import CommandError
+
+    # At the last moment: a file of the user's must not pass for a library of ours.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
-        with quietly(verbose) as terminal:
-            # At the last moment: a file of the user's must not pass for a library of ours.
-            if str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))
-            return run(rich.console.Console(file=terminal))
+        yield
     except CommandError as error:
         raise SystemExit(_told(error, verbose)) from error
     except KeyboardInterrupt:  # which older versions of click turn into "Aborted!" and 1
