@@ -181,14 +181,15 @@ def never_blocking() -> Iterator[None]:
     """Fail on asyncio and uvloop what blocks the loop in our code.
 
     Known and accepted: the template's start (``subprocess.Popen`` waits some milliseconds for
-    its ``exec``), reading what the kernel keeps in memory (what the cgroup says; a dead
-    worker's report), and waiting for the template after it was killed, or for the thread of
-    an inline worker that has nothing to do any more.
+    its ``exec``), reading what the kernel keeps in memory (what the cgroup says; whether there
+    is a driver of GPUs; a dead worker's report), and waiting for the template after it was
+    killed, or for the thread of an inline worker that has nothing to do any more.
     """
     detector = BlockBuster(scanned_modules=["predictpool"])
     accepted: list[tuple[str, set[str]]] = [
         ("subprocess.py", {"_execute_child"}),
         ("predictpool/_cgroup.py", {"_read"}),
+        ("predictpool/_gpus.py", {"has_driver"}),
         ("predictpool/_local_worker.py", {"_report_end"}),
         ("predictpool/_local_launcher.py", {"_reap"}),
         ("predictpool/testing.py", {"_let_go"}),

@@ -70,7 +70,7 @@ async def test_new_workers_take_the_next_cores_in_turn(monkeypatch: pytest.Monke
     cores = (*_devices.available_cores(), 4096)  # one that nobody can be pinned to
     monkeypatch.setattr("predictpool._pool.available_cores", lambda: cores)
     monkeypatch.setattr("predictpool._pool.worth", len)
-    plan = [device.cores for device in _devices.plan(len(cores) - 1, cores, len(cores))]
+    plan = [(core,) for core in cores[:-1]]
     async with PredictorPool(doubling(), workers=1) as pool:
         await pool.resize(len(plan))
         assert [worker.device.cores for worker in pool.workers()] == plan

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from predictpool._backend import Backend
 from predictpool._columns import Parts, Schema
+from predictpool._devices import Device
 from predictpool._wire import Frame
 from predictpool._worker import Failure, Ready, Start
 
@@ -121,8 +122,13 @@ class WorkerHandle(Protocol):
 class Launcher(Protocol):
     """Where workers live."""
 
-    def bind(self, backend: Backend, preload: tuple[str, ...]) -> None:
-        """Belong to one pool and its event loop, from now on."""
+    def bind(self, backend: Backend, preload: tuple[str, ...], devices: Sequence[Device]) -> None:
+        """Belong to one pool and its event loop, from now on.
+
+        Args:
+            preload: modules that the predictor needs.
+            devices: of the workers that the pool begins with.
+        """
 
     async def start(self, start: Start, listener: Listener) -> WorkerHandle:
         """Start a worker. It reports to the listener when it is ready."""

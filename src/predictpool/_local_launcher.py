@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,14 @@ _DEFAULTS = {
     # So does this: TensorFlow's Keras imports pandas, which imports pyarrow where it is there.
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "TF_CPP_MIN_LOG_LEVEL": "2",
+    # Of a GPU's memory, TensorFlow would take all and JAX three quarters: several workers
+    # share it.
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    # Read when the library is loaded, which the template does for workers with one thread.
+    "OMP_NUM_THREADS": "1",
 }
+_THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 
 class LocalLauncher:
@@ -52,7 +59,9 @@ class LocalLauncher:
         fork: fork workers from a template process that has imported the predictor's
             ``preload`` once; a further worker then costs tens of milliseconds and shares
             the template's memory. Where the template has more than one thread workers
-            are started afresh instead, and the log says so; ``fork=False`` does so always.
+            are started afresh instead, and the log says so; ``fork=False`` does so always,
+            and so is a worker whose device has several threads, because a library that
+            the template has loaded keeps the number that it had there.
 
     One launcher belongs to one pool.
     """
@@ -63,12 +72,13 @@ class LocalLauncher:
         self._fork = fork
         self._backend: Backend | None = None
         self._preload: tuple[str, ...] = ()
+        self._forks = fork
         self._templates: list[_Template] = []
         self._lock = anyio.Lock()
         self._closed = False
 
-    def bind(self, backend: Backend, preload: tuple[str, ...]) -> None:
-        """Belong to one pool and its event loop, from now on.
+    def bind(self, backend: Backend, preload: tuple[str, ...], devices: Sequence[Device]) -> None:
+        """Belong to one pool and its event loop, from now on; see `Launcher`.
 
         Raises:
             RuntimeError: it belongs to a pool already.
@@ -78,11 +88,12 @@ class LocalLauncher:
             raise RuntimeError("this launcher belongs to another pool: make one for each pool")
         _check_system()
         self._backend, self._preload = backend, preload
+        self._forks = any(self._why_afresh(device) == "" for device in devices)
 
     async def start(self, start: Start, listener: Listener) -> WorkerHandle:
         """Start a worker and send it what it has to load."""
         template = await self._running_template()
-        return await template.start_worker(start, listener, self._fork)
+        return await template.start_worker(start, listener, self._why_afresh(start.device))
 
     def kill(self) -> None:
         """End every worker and the template now."""
@@ -98,7 +109,13 @@ class LocalLauncher:
 
     def _imports(self) -> list[str]:
         # What is never forked would be imported for nothing.
-        return [*self._preload, "predictpool._worker"] if self._fork else []
+        return [*self._preload, "predictpool._worker"] if self._forks else []
+
+    def _why_afresh(self, device: Device) -> str:
+        """Return why a worker on this device is not forked, or ""."""
+        if not self._fork:
+            return "the launcher says so"
+        return "" if device.threads == 1 else f"the device has {device.threads} threads"
 
     async def _running_template(self) -> _Template:
         assert self._backend is not None
@@ -121,6 +138,18 @@ class LocalLauncher:
                     template.kill()
                     raise
             return self._templates[-1]
+
+
+def worker_environment(device: Device, users: Mapping[str, str]) -> dict[str, str]:
+    """Return what a worker's environment has besides, or instead of, the application's.
+
+    Args:
+        users: the application's. Its numbers of threads are kept but for OpenBLAS's, with which
+            a template can fork or not; its CUDA_VISIBLE_DEVICES is in the device already.
+    """
+    threads = str(device.threads)
+    own = {name: threads for name in _THREADS if name not in users}
+    return {**own, "OPENBLAS_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": device.gpu}
 
 
 def _check_system() -> None:
@@ -187,8 +216,12 @@ class _Template:
                 "what it said is on stderr"
             )
 
-    async def start_worker(self, start: Start, listener: Listener, fork: bool) -> LocalWorker:
-        """Have a worker started, and send it what it has to load."""
+    async def start_worker(self, start: Start, listener: Listener, afresh: str) -> LocalWorker:
+        """Have a worker started, and send it what it has to load.
+
+        Args:
+            afresh: why it is not to be forked, or "".
+        """
         with contextlib.ExitStack() as on_failure:
             ours, theirs = socket.socketpair()
             on_failure.callback(ours.close)
@@ -198,7 +231,7 @@ class _Template:
                 buffer = create_memory()
                 on_failure.callback(os.close, buffer)
                 shared = [theirs.fileno(), report, buffer]
-                pid, pidfd = await self._order(start.device, fork, shared)
+                pid, pidfd = await self._order(start.device, afresh, shared)
             on_failure.pop_all()
         worker = LocalWorker(
             self._backend,
@@ -216,12 +249,11 @@ class _Template:
             worker.on_status(self._early.pop(pid))
         return worker
 
-    async def _order(self, device: Device, fork: bool, descriptors: list[int]) -> tuple[int, int]:
+    async def _order(self, device: Device, afresh: str, descriptors: list[int]) -> tuple[int, int]:
         self._count += 1
         number = self._count
-        threads = str(device.threads)
-        env = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
-        order = {"start": number, "fork": fork, "cores": device.cores, "env": env}
+        env = worker_environment(device, os.environ)
+        order = {"start": number, "afresh": afresh, "cores": device.cores, "env": env}
         rights = array.array("i", descriptors)
         self._started[number] = event = anyio.Event()
         try:

@@ -13,13 +13,24 @@ from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, cast
 
 import anyio
+import anyio.to_thread
 import cloudpickle
 
 from predictpool._backend import Backend, Waiter, current_backend
-from predictpool._devices import Device, available_cores, plan, worth
+from predictpool._devices import (
+    Device,
+    Machine,
+    asks_for_gpus,
+    available_cores,
+    looks_for_gpus,
+    parse_devices,
+    plan,
+    worth,
+)
 from predictpool._dispatcher import Call, Dispatcher, Failed
 from predictpool._errors import PoolClosed, PredictorPoolError
 from predictpool._features._signature import Signature
+from predictpool._gpus import has_driver, usable_gpus
 from predictpool._hooks import Hooks, Teller, checked_hooks
 from predictpool._launcher import Launcher
 from predictpool._local_launcher import LocalLauncher
@@ -65,7 +76,13 @@ class PredictorPool(Generic[OutputsT]):
 
     Args:
         predictor: what every worker loads.
-        workers: how many workers; None for one for each core that this process may use.
+        workers: how many workers; None for one for each core that this process may use, or
+            for each GPU where there are any, or as many as ``devices`` lists.
+        devices: where the workers are: ``"auto"``, ``"cpu"``, ``"cpu:0-3"``, ``"gpu:0"``,
+            ``"gpu:GPU-<uuid>"``, ``"gpu:MIG-<uuid>"``; one for all of them, or a list with one
+            for each. ``"auto"`` is the GPUs in turn, where there are any, or else ``"cpu"``, which
+            is one core for each worker, in turn. GPUs are numbered as in ``nvidia-smi``, or
+            within the CUDA_VISIBLE_DEVICES of this process. `plan` says what comes of it.
         max_batch_size: at most so many rows run in one call of the model. A request with
             more rows runs alone.
         batch_timeout: seconds for which a batch that is not full may be held, counted from its
@@ -105,6 +122,7 @@ class PredictorPool(Generic[OutputsT]):
         predictor: Predictor[OutputsT],
         *,
         workers: int | None = None,
+        devices: str | Sequence[str] = "auto",
         max_batch_size: int = 64,
         batch_timeout: float = 0.0,
         timeout: float | None = 30.0,
@@ -121,6 +139,7 @@ class PredictorPool(Generic[OutputsT]):
     ) -> None:
         _check_predictor(predictor)
         _check_count("workers", workers, 1, optional=True)
+        wishes = parse_devices(devices, workers)
         _check_count("max_batch_size", max_batch_size, 1)
         _check_count("max_waiting", max_waiting, 0, optional=True)
         _check_count("retries", retries, 0)
@@ -147,7 +166,9 @@ class PredictorPool(Generic[OutputsT]):
         self._name = name
         self._phase = _Phase.NEW
         self._predictor = predictor
-        self._workers = workers
+        self._workers = len(wishes) if isinstance(wishes, tuple) else workers
+        self._wishes = wishes
+        self._gpus: tuple[str, ...] | None = None
         self._timeout = timeout
         self._start_timeout = start_timeout
         self._grace_period = grace_period
@@ -187,11 +208,12 @@ class PredictorPool(Generic[OutputsT]):
         Raises:
             WorkerStartError: the first worker could not load or warm up the predictor;
                 the worker's traceback is in it.
-            ValueError: ``watch`` is given, and the predictor does not say where its model
-                comes from.
+            ValueError: ``devices`` has what is not there, or ``watch`` is given, and the
+                predictor does not say where its model comes from.
             RuntimeError: the pool was opened before; or a worker opens one while it loads its
                 predictor, as a module does that has no `__main__` guard.
             OSError: this system lacks what the processes need.
+            ModuleNotFoundError: ``devices`` has a GPU, and nvidia-ml-py is not installed.
         """
         if self._phase is not _Phase.NEW:
             raise RuntimeError(
@@ -205,8 +227,10 @@ class PredictorPool(Generic[OutputsT]):
             )
         recipe = self._recipe(self._predictor)
         backend = current_backend(_weakly(self))
-        self._launcher.bind(backend, tuple(self._predictor.preload))
-        devices = self._devices_for(self._workers)
+        if looks_for_gpus(self._wishes):
+            await self._find_gpus()
+        devices = self._planned(self._workers)
+        self._launcher.bind(backend, tuple(self._predictor.preload), devices)
         self._phase = _Phase.OPENING
         self._backend = backend
         self._dispatcher = Dispatcher(self._scheduler, backend, teller=self._teller)
@@ -227,6 +251,20 @@ class PredictorPool(Generic[OutputsT]):
         if self._phase is not _Phase.OPENING:
             raise PoolClosed("the pool was closed while it was opening")
         self._phase = _Phase.OPEN
+
+    def plan(self) -> tuple[Device, ...]:
+        """Return where the workers go, or are, in the order of the slots; it starts nothing.
+
+        The first call before `open` may look for GPUs, which can take a second.
+
+        Raises:
+            ValueError, OSError, ModuleNotFoundError: as `open`.
+        """
+        if self._supervisor is not None:
+            return tuple(slot.device for slot in self._supervisor.slots)
+        if self._gpus is None and looks_for_gpus(self._wishes):
+            self._gpus = usable_gpus(required=asks_for_gpus(self._wishes))
+        return tuple(self._planned(self._workers))
 
     async def aclose(self) -> None:
         """Finish what was asked for, then end the workers.
@@ -318,11 +356,12 @@ class PredictorPool(Generic[OutputsT]):
         Raises:
             WorkerStartError: a new worker could not load or warm up. Those that are ready
                 stay: `statistics` has the number that was reached.
+            ValueError: ``devices`` lists fewer.
             PoolClosed: the pool is not open, or was closed meanwhile.
         """
         supervisor = self._open_supervisor()
         _check_count("workers", workers, 1)
-        await supervisor.resize(self._devices_for(workers))
+        await supervisor.resize(self._planned(workers))
 
     # --- predicting ----------------------------------------------------------------
 
@@ -459,10 +498,19 @@ class PredictorPool(Generic[OutputsT]):
         """Return where the workers live."""
         return LocalLauncher() if given is None else given
 
-    def _devices_for(self, workers: int | None) -> list[Device]:
-        """Return where each worker is pinned."""
+    async def _find_gpus(self) -> None:
+        """Look for GPUs, which takes long; in a thread, so that the event loop goes on."""
+        if not has_driver():
+            self._gpus = ()
+            return
+        required = asks_for_gpus(self._wishes)
+        self._gpus = await anyio.to_thread.run_sync(lambda: usable_gpus(required=required))
+        if self._phase is not _Phase.NEW:
+            raise PoolClosed("the pool was closed while it was opening")
+
+    def _planned(self, workers: int | None) -> list[Device]:
         cores = available_cores()
-        return plan(workers, cores, worth(cores))
+        return plan(self._wishes, workers, Machine(cores, worth(cores), self._gpus or ()))
 
     def _submit(
         self, features: Any, one: bool, timeout: float | _PoolsOwn | None

@@ -14,7 +14,7 @@ Control messages are JSON, one to a packet, with file descriptors beside them::
 
     application: {"path": [...], "preload": [...]}                 once
     template:    {"ready": true, "unarmed": why, "failed": tracebacks}
-    application: {"start": n, "fork": bool, "cores": [...], "env": {...}} + socket, report, buffer
+    application: {"start": n, "afresh": why, "cores": [...], "env": {...}} + socket, report, buffer
     template:    {"started": n, "pid": pid, "afresh": why} + pidfd
     template:    {"ended": pid, "status": wait status}
 """
@@ -158,13 +158,7 @@ class _Template:
         if not data:
             return False
         order = json.loads(data)
-        threads = _count_threads()
-        if not order["fork"]:
-            why = "the launcher says so"
-        elif threads > 1:
-            why = f"the template has {threads} threads"
-        else:
-            why = ""
+        why = order["afresh"] or _why_not_to_fork()
         pid = self._spawn(order, descriptors) if why else self._fork(order, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -190,7 +184,7 @@ class _Template:
         pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-P", __file__, "worker", json.dumps(settings)],
-            os.environ,
+            {**os.environ, **order["env"]},
         )
         os.set_inheritable(self._lifeline, False)
         return pid
@@ -225,8 +219,9 @@ def _serve_worker(
     # Pinned before anything else: threads that exist already would stay where they are.
     os.sched_setaffinity(0, order["cores"])
     _give_way()
-    for name, value in order["env"].items():
-        os.environ.setdefault(name, value)
+    # Before the predictor's libraries look; those that the template has imported have not
+    # looked for GPUs yet, or this worker would not have been forked.
+    os.environ.update(order["env"])
     import faulthandler
 
     faulthandler.enable(file=report)
@@ -259,6 +254,24 @@ def _end(status: int) -> NoReturn:
             continue
     # Past atexit and destructors: native libraries are known to hang in theirs.
     os._exit(status)
+
+
+def _why_not_to_fork() -> str:
+    threads = _count_threads()
+    if threads > 1:
+        return f"the template has {threads} threads"
+    if _holds_gpu():
+        return "a module of the predictor's preload has opened a GPU, which no fork survives"
+    return ""
+
+
+def _holds_gpu(folder: str = "/proc/self/fd") -> bool:
+    """Whether this process has begun to use NVIDIA's driver."""
+    for name in os.listdir(folder):  # noqa: PTH208 - as below
+        with contextlib.suppress(OSError):  # the one that lists them is gone
+            if os.readlink(f"{folder}/{name}").startswith("/dev/nvidia"):  # noqa: PTH115
+                return True
+    return False
 
 
 def _count_threads() -> int:

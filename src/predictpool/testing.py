@@ -54,7 +54,7 @@ class InlinePool(PredictorPool[OutputsT]):
     def _launcher_for(self, given: Launcher | None) -> Launcher:
         return _InlineLauncher()
 
-    def _devices_for(self, workers: int | None) -> list[Device]:
+    def _planned(self, workers: int | None) -> list[Device]:
         return [Device()] * (workers or 1)  # pinned to no core: they are the application's
 
 
@@ -66,7 +66,7 @@ class _InlineLauncher:
         self._workers: list[_InlineWorker] = []
         self._closed = ""  # why, once it is
 
-    def bind(self, backend: Backend, preload: tuple[str, ...]) -> None:
+    def bind(self, backend: Backend, preload: tuple[str, ...], devices: Sequence[Device]) -> None:
         self._backend = backend
 
     async def start(self, start: Start, listener: Listener) -> WorkerHandle:

@@ -1,0 +1,274 @@
+"""Where workers are, asked in the workers themselves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from predictpool import (
+    Device,
+    FunctionPredictor,
+    LocalLauncher,
+    PoolClosed,
+    PredictorPool,
+    _gpus,
+    _template,
+)
+from predictpool._local_launcher import worker_environment
+from tests.conftest import Family
+from tests.pools import ONE_LOOP, POOL_TEST, doubling
+
+pytestmark = POOL_TEST
+
+CORES = sorted(os.sched_getaffinity(0))
+ALL = f"cpu:{','.join(map(str, CORES))}"
+GPUS = ("GPU-a", "GPU-b")
+
+with_two_gpus = pytest.mark.usefixtures("two_gpus")
+several_cores = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+
+WATCHED = (
+    "CUDA_VISIBLE_DEVICES",
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+    "TF_FORCE_GPU_ALLOW_GROWTH",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+)
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in WATCHED:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have GPUs, as far as the application knows."""
+    monkeypatch.setattr("predictpool._pool.has_driver", lambda: True)
+    monkeypatch.setattr("predictpool._pool.usable_gpus", lambda **_: GPUS)
+
+
+def telling() -> FunctionPredictor[Any]:
+    """A predictor that tells where it was loaded, which is when libraries look."""
+
+    def load() -> Any:
+        began_afresh = Path("/proc/self/cmdline").read_bytes().split(b"\0")[3] == b"worker"
+        found = {
+            "cores": sorted(os.sched_getaffinity(0)),
+            "afresh": began_afresh,
+            **{name: os.environ.get(name) for name in WATCHED},
+        }
+        return lambda _: found
+
+    return FunctionPredictor(load)
+
+
+async def told(devices: str | Sequence[str], **options: Any) -> list[dict[str, Any]]:
+    """Return what each worker of a pool tells, in the order of its slots."""
+    async with PredictorPool(telling(), devices=devices, **options) as pool:
+        await pool.wait_ready()
+        plan = pool.plan()
+        assert plan == tuple(worker.device for worker in pool.workers())
+        found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        with anyio.fail_after(15):
+            while len(found) < len(set(plan)):  # whoever is free answers
+                async for one in pool.map([[1.0]] * len(plan)):
+                    found[tuple(one["cores"]), one["CUDA_VISIBLE_DEVICES"]] = one
+        return [found[device.cores, device.gpu] for device in plan]
+
+
+@pytest.mark.parametrize("fork", [True, False])
+async def test_a_worker_on_one_core_is_pinned_to_it_and_has_one_thread_of_each_library(
+    fork: bool,
+) -> None:
+    (one,) = await told(f"cpu:{CORES[-1]}", launcher=LocalLauncher(fork=fork))
+    assert one == {
+        "cores": CORES[-1:],
+        "afresh": not fork,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "1",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+
+
+@several_cores
+async def test_a_worker_on_several_cores_is_started_afresh_with_as_many_threads(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "predictpool")
+    (one,) = await told(ALL)
+    threads = str(len(CORES))
+    assert one["cores"] == CORES
+    assert one["afresh"]
+    assert {one[name] for name in WATCHED if name.endswith("_THREADS")} == {threads}
+    assert f"started afresh, not forked: the device has {threads} threads" in caplog.text
+
+
+@several_cores
+@with_two_gpus
+async def test_each_worker_of_a_list_is_where_the_list_says() -> None:
+    first, second, gpu, other = await told(
+        [f"cpu:{CORES[1]}", f"cpu:{CORES[0]}", "gpu:1", "gpu:GPU-a"]
+    )
+    assert [first["cores"], second["cores"]] == [CORES[1:2], CORES[:1]]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in (first, second, gpu, other)] == [
+        "",
+        "",
+        "GPU-b",
+        "GPU-a",
+    ]
+
+
+@with_two_gpus
+async def test_workers_of_gpus_see_one_each_and_cpu_workers_none_whatever_the_application_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seen = [one["CUDA_VISIBLE_DEVICES"] for one in await told("auto")]
+    assert seen == list(GPUS)
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in await told("cpu", workers=1)] == [""]
+
+
+@ONE_LOOP
+async def test_numbers_of_threads_of_the_users_own_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    (one,) = await told("cpu", workers=1)
+    assert (one["OMP_NUM_THREADS"], one["TF_NUM_INTRAOP_THREADS"]) == ("3", "3")
+    assert one["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
+    assert one["OPENBLAS_NUM_THREADS"] == "1"  # or it could not be forked
+
+
+def test_a_worker_of_several_threads_has_them_in_every_library() -> None:
+    environment = worker_environment(Device("gpu", (0, 1), 2, "GPU-a"), {})
+    assert environment.pop("CUDA_VISIBLE_DEVICES") == "GPU-a"
+    assert set(environment.values()) == {"2"}
+    assert set(environment) == {name for name in WATCHED if name.endswith("_THREADS")}
+
+
+# --- the plan ----------------------------------------------------------------------
+
+
+@with_two_gpus
+async def test_a_plan_is_made_without_a_process(nothing_left: Family) -> None:
+    pool = PredictorPool(doubling(), devices=["gpu:GPU-b", "cpu"])
+    gpu, cpu = pool.plan()
+    assert (gpu.kind, gpu.gpu, cpu.kind, cpu.gpu) == ("gpu", "GPU-b", "cpu", "")
+    assert pool.statistics().workers == 2
+    assert nothing_left.pids() == []
+    async with pool:
+        assert pool.plan() == (gpu, cpu)
+
+
+async def test_the_plan_of_an_open_pool_is_where_its_workers_are() -> None:
+    async with PredictorPool(doubling(), workers=1, devices=f"cpu:{CORES[0]}") as pool:
+        await pool.resize(2)
+        assert pool.plan() == (Device(cores=(CORES[0],)),) * 2
+        assert pool.plan() == tuple(worker.device for worker in pool.workers())
+
+
+@with_two_gpus
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [("gpu:2", "these alone: gpu:0 is GPU-a"), ("cpu:9999", "'cpu:9999', but this process")],
+)
+async def test_an_impossible_plan_is_an_error_before_the_first_process(
+    nothing_left: Family, devices: str, message: str, monkeypatch: Any
+) -> None:
+    # Not even a launcher is bound.
+    monkeypatch.setattr(LocalLauncher, "bind", None)
+    pool = PredictorPool(doubling(), devices=devices)
+    with pytest.raises(ValueError, match=message):
+        pool.plan()
+    with pytest.raises(ValueError, match=message):
+        await pool.open()
+    assert nothing_left.pids() == []
+
+
+async def test_a_pool_is_not_made_larger_than_its_list() -> None:
+    async with PredictorPool(doubling(), devices=["cpu", "cpu"]) as pool:
+        await pool.resize(1)
+        with pytest.raises(ValueError, match=r"devices lists 2, .* none for 3 workers"):
+            await pool.resize(3)
+        await pool.resize(2)
+        assert pool.statistics().ready == 2
+
+
+async def test_devices_that_are_none_are_refused_when_the_pool_is_made() -> None:
+    with pytest.raises(ValueError, match="devices has 'tpu:0', expected \"auto\""):
+        PredictorPool(doubling(), devices="tpu:0")
+
+
+async def test_a_gpu_without_the_library_that_lists_them_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_gpus, "_DRIVER", ("/dev/null",))
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "predictpool\[gpu\]"'):
+        await PredictorPool(doubling(), devices="gpu:0").open()
+    async with PredictorPool(doubling(), workers=1) as pool:  # "auto" says it in the log
+        assert [device.kind for device in pool.plan()] == ["cpu"]
+
+
+async def test_a_pool_that_is_closed_while_it_looks_for_gpus_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch, nothing_left: Family
+) -> None:
+    pool = PredictorPool(doubling())
+
+    def find(**_: Any) -> tuple[str, ...]:
+        anyio.from_thread.run(pool.aclose)
+        return GPUS
+
+    monkeypatch.setattr("predictpool._pool.has_driver", lambda: True)
+    monkeypatch.setattr("predictpool._pool.usable_gpus", find)
+    with pytest.raises(PoolClosed, match="closed while it was opening"):
+        await pool.open()
+    assert nothing_left.pids() == []
+
+
+# --- forks -------------------------------------------------------------------------
+
+
+def test_a_template_that_has_opened_a_gpu_does_not_fork(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0").symlink_to("/dev/null")
+    (tmp_path / "1").touch()  # as one that is closed meanwhile
+    assert not _template._holds_gpu(str(tmp_path))
+    (tmp_path / "2").symlink_to("/dev/nvidiactl")
+    assert _template._holds_gpu(str(tmp_path))
+    monkeypatch.setattr(_template, "_count_threads", lambda: 1)
+    monkeypatch.setattr(_template, "_holds_gpu", lambda: True)
+    assert "has opened a GPU" in _template._why_not_to_fork()
+
+
+@several_cores
+async def test_what_no_worker_is_forked_for_is_not_imported_by_the_template(tmp_path: Path) -> None:
+    told = tmp_path / "imported_here"
+    (tmp_path / "telling.py").write_text(
+        f"import pathlib, sys\npathlib.Path({str(told)!r}).open('a').write(sys.argv[1] + '\\n')\n"
+    )
+    predictor = doubling(preload=("telling",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        async with PredictorPool(predictor, devices=ALL):
+            assert not told.exists()
+        async with PredictorPool(predictor, devices=[ALL, "cpu"]):
+            assert told.read_text().count("\n") == 1  # one of them is forked
