@@ -18,6 +18,7 @@ from benchmarks import (
     contenders,
     echo,
     encoding,
+    gpu,
     harness,
     large,
     latency,
@@ -173,6 +174,12 @@ def measure_large(_: Model, options: Options) -> Measured:
     return measured(found, large.goals(found), large.show)
 
 
+def measure_gpu(_: Model, options: Options) -> Measured:
+    """Run ``gpu``."""
+    found = gpu.run(quick=options.quick, note=note)
+    return measured(found, [], gpu.show)
+
+
 def measure_startup(model: Model, options: Options) -> Measured:
     """Run ``startup``."""
     found = startup.run(model, quick=options.quick, note=note)
@@ -231,6 +238,7 @@ MEASURES: dict[str, Callable[[Model, Options], Measured]] = {
     "budget": measure_budget,
     "echo": measure_echo,
     "large": measure_large,
+    "gpu": measure_gpu,
     "startup": measure_startup,
     "memory": measure_memory,
     "saved": measure_saved,

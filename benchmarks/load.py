@@ -16,12 +16,11 @@ import anyio
 import psutil
 
 from benchmarks import figures
-from benchmarks.models import Arrays
 
 TICK = 0.001
 PATIENCE = 60.0
 
-Ask = Callable[[Arrays], Awaitable[Any]]
+Ask = Callable[[Any], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Outcome:
 class _Run:
     """What the callers of one closed loop share."""
 
-    def __init__(self, ask: Ask, rows: Sequence[Arrays]) -> None:
+    def __init__(self, ask: Ask, rows: Sequence[Any]) -> None:
         self.spans, self.lags = array("d"), array("d")
         self.going_on = True
         self.heard_of = anyio.Event()
@@ -83,7 +82,7 @@ class _Run:
 
 
 async def closed_loop(
-    ask: Ask, rows: Sequence[Arrays], *, callers: int, seconds: float, warm_up_seconds: float
+    ask: Ask, rows: Sequence[Any], *, callers: int, seconds: float, warm_up_seconds: float
 ) -> Outcome:
     """Have callers ask without a pause, on the event loop that runs: asyncio, uvloop or trio.
 

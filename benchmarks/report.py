@@ -20,7 +20,7 @@ from benchmarks.figures import Goal, Spread
 from benchmarks.models import Model
 
 WIDTH = 120
-_PACKAGES = ("predictpool", "tensorflow", "numpy", "anyio", "trio", "uvloop")
+_PACKAGES = ("predictpool", "tensorflow", "torch", "jax", "numpy", "anyio", "trio", "uvloop")
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,14 @@ WATCHED = (
     "TF_NUM_INTEROP_THREADS",
     "TF_FORCE_GPU_ALLOW_GROWTH",
     "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "JAX_PLATFORMS",
 )
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have neither a setting nor a driver, whatever this machine has."""
+    monkeypatch.setattr("predictpool._gpus._DRIVER", ())
     for name in WATCHED:
         monkeypatch.delenv(name, raising=False)
 
@@ -58,7 +61,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("predictpool._pool.usable_gpus", lambda **_: GPUS)
 
 
-def telling() -> FunctionPredictor[Any]:
+def telling(preload: tuple[str, ...] = ()) -> FunctionPredictor[Any]:
     """A predictor that tells where it was loaded, which is when libraries look."""
 
     def load() -> Any:
@@ -70,12 +73,14 @@ def telling() -> FunctionPredictor[Any]:
         }
         return lambda _: found
 
-    return FunctionPredictor(load)
+    return FunctionPredictor(load, preload=preload)
 
 
-async def told(devices: str | Sequence[str], **options: Any) -> list[dict[str, Any]]:
+async def told(
+    devices: str | Sequence[str], *, preload: tuple[str, ...] = (), **options: Any
+) -> list[dict[str, Any]]:
     """Return what each worker of a pool tells, in the order of its slots."""
-    async with PredictorPool(telling(), devices=devices, **options) as pool:
+    async with PredictorPool(telling(preload), devices=devices, **options) as pool:
         await pool.wait_ready()
         plan = pool.plan()
         assert plan == tuple(worker.device for worker in pool.workers())
@@ -102,6 +107,7 @@ async def test_a_worker_on_one_core_is_pinned_to_it_and_has_one_thread_of_each_l
         "TF_NUM_INTEROP_THREADS": "1",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_PLATFORMS": None,
     }
 
 
@@ -154,6 +160,26 @@ async def test_numbers_of_threads_of_the_users_own_are_kept(
     assert (one["OMP_NUM_THREADS"], one["TF_NUM_INTRAOP_THREADS"]) == ("3", "3")
     assert one["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
     assert one["OPENBLAS_NUM_THREADS"] == "1"  # or it could not be forked
+
+
+@ONE_LOOP
+async def test_on_a_machine_with_gpus_jax_does_not_look_for_them_in_cpu_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_gpus, "_DRIVER", ("/dev/null",))
+    told_by_template = tmp_path / "told"
+    (tmp_path / "telling.py").write_text(
+        "import os, pathlib\n"
+        f"pathlib.Path({str(told_by_template)!r}).write_text(os.environ['CUDA_VISIBLE_DEVICES'] + "
+        "os.environ['JAX_PLATFORMS'])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (one,) = await told("cpu", workers=1, preload=("telling",))
+    assert (one["CUDA_VISIBLE_DEVICES"], one["JAX_PLATFORMS"]) == ("", "cpu")
+    assert told_by_template.read_text() == "cpu"  # which reads it when it is imported
+    monkeypatch.setenv("JAX_PLATFORMS", "other")
+    (one,) = await told("cpu", workers=1)
+    assert one["JAX_PLATFORMS"] == "other"
 
 
 def test_a_worker_of_several_threads_has_them_in_every_library() -> None:

@@ -20,6 +20,7 @@ import anyio
 
 from predictpool._backend import Backend, Cancellable
 from predictpool._devices import Device
+from predictpool._gpus import has_driver
 from predictpool._launcher import Listener, WorkerHandle
 from predictpool._local_worker import LocalWorker
 from predictpool._shared_buffer import create_memory
@@ -73,6 +74,7 @@ class LocalLauncher:
         self._backend: Backend | None = None
         self._preload: tuple[str, ...] = ()
         self._forks = fork
+        self._env: dict[str, str] = {}
         self._templates: list[_Template] = []
         self._lock = anyio.Lock()
         self._closed = False
@@ -89,6 +91,8 @@ class LocalLauncher:
         _check_system()
         self._backend, self._preload = backend, preload
         self._forks = any(self._why_afresh(device) == "" for device in devices)
+        if not any(device.gpu for device in devices):
+            self._env = _without_gpu(os.environ)
 
     async def start(self, start: Start, listener: Listener) -> WorkerHandle:
         """Start a worker and send it what it has to load."""
@@ -128,7 +132,7 @@ class LocalLauncher:
                 self._templates.remove(template)
                 template.kill()
             if not self._templates or self._templates[-1].gone:
-                template = _Template(self._backend, self._imports())
+                template = _Template(self._backend, self._imports(), self._env)
                 self._templates.append(template)
                 try:
                     await template.wait_ready()
@@ -149,7 +153,17 @@ def worker_environment(device: Device, users: Mapping[str, str]) -> dict[str, st
     """
     threads = str(device.threads)
     own = {name: threads for name in _THREADS if name not in users}
-    return {**own, "OPENBLAS_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": device.gpu}
+    forced = {"OPENBLAS_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": device.gpu}
+    return {**own, **forced, **({} if device.gpu else _without_gpu(users))}
+
+
+def _without_gpu(users: Mapping[str, str]) -> dict[str, str]:
+    """Return what hides GPUs from every library."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    # JAX would look all the same, and say at length that it found none.
+    if has_driver() and "JAX_PLATFORMS" not in users:
+        hidden["JAX_PLATFORMS"] = "cpu"
+    return hidden
 
 
 def _check_system() -> None:
@@ -163,7 +177,7 @@ def _check_system() -> None:
 
 
 class _Template:
-    def __init__(self, backend: Backend, preload: list[str]) -> None:
+    def __init__(self, backend: Backend, preload: list[str], env: dict[str, str]) -> None:
         self.gone = False
         self._backend = backend
         self._started: dict[int, anyio.Event] = {}
@@ -185,7 +199,7 @@ class _Template:
                 pass_fds=(control.fileno(), lifeline),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
-                env={**_DEFAULTS, **os.environ, **_FORCED},
+                env={**_DEFAULTS, **os.environ, **_FORCED, **env},
             )
             on_failure.pop_all()
         _alive.add(self)
