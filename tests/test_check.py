@@ -695,13 +695,14 @@ def test_names_that_look_like_markup_are_shown_as_they_are() -> None:
                 uss_bytes=90_000_000,
                 cores=(0, 1),
                 threads=1,
+                gpu="GPU-a",
             )
         )
     )
     text = console.export_text()
     for cell in ("a[red]", "(any, 2)", "b[bold]", "session", "mind the gap", "7.50 s", "1.25 s"):
         assert cell in text
-    for cell in ("1.20 ms for 2 rows", "200 MB (PSS), of which 90 MB", "cores: 0, 1"):
+    for cell in ("1.20 ms for 2 rows", "200 MB (PSS), of which 90 MB", "GPU GPU-a; cores: 0, 1"):
         assert cell in text
 
 

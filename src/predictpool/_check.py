@@ -97,6 +97,7 @@ class CheckResult:
         uss_bytes: memory that it has for itself.
         cores: those that it may use.
         threads: how many TensorFlow gets.
+        gpu: the one that it sees, or ``""``.
     """
 
     target: str
@@ -114,6 +115,7 @@ class CheckResult:
     uss_bytes: int
     cores: tuple[int, ...]
     threads: int
+    gpu: str = ""
 
     def to_json(self) -> str:
         """Return one JSON object that has these attributes."""
@@ -215,6 +217,7 @@ async def ask(
             uss_bytes=memory.uss,
             cores=worker.device.cores,
             threads=worker.device.threads,
+            gpu=worker.device.gpu,
         )
     finally:
         await pool.aclose()
@@ -371,7 +374,8 @@ def facts_of(result: CheckResult) -> Iterator[tuple[str, str]]:
     megabytes = (result.pss_bytes / 1e6, result.uss_bytes / 1e6)
     yield "memory", "{:,.0f} MB (PSS), of which {:,.0f} MB its own (USS)".format(*megabytes)
     cores = ", ".join(map(str, result.cores))
-    yield "device", f"CPU; cores: {cores}; threads: {result.threads}"
+    kind = f"GPU {result.gpu}" if result.gpu else "CPU"
+    yield "device", f"{kind}; cores: {cores}; threads: {result.threads}"
 
 
 def features_table(features: tuple[Feature, ...]) -> Table:
