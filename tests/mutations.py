@@ -192,8 +192,8 @@ MUTATIONS = [
     Mutation(
         "workers do not interrupt the event loop",
         "_template.py",
-        "    _give_way()\n    for name",
-        "    for name",
+        "    _give_way()\n",
+        "",
         "test_workers::test_workers_do_not_interrupt_the_event_loop",
     ),
     Mutation(
@@ -459,6 +459,72 @@ MUTATIONS = [
         "self._changing = anyio.Lock()",
         "self._changing = anyio.Semaphore(9)",
         "test_resize::test_changes_at_once_are_made_one_after_the_other",
+    ),
+    # --- devices
+    Mutation(
+        "a CPU worker sees no GPU",
+        "_local_launcher.py",
+        '"CUDA_VISIBLE_DEVICES": device.gpu}',
+        '"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "")}',
+        "test_placement::test_workers_of_gpus_see_one_each_and_cpu_workers_none_whatever_the_"
+        "application_sees",
+    ),
+    Mutation(
+        "a worker with several threads is not forked",
+        "_local_launcher.py",
+        'return "" if device.threads == 1 else',
+        'return "" if True else',
+        "test_placement::test_a_worker_on_several_cores_is_started_afresh_with_as_many_threads",
+    ),
+    Mutation(
+        "… and where none is forked the template imports nothing",
+        "_local_launcher.py",
+        'self._forks = any(self._why_afresh(device) == "" for device in devices)',
+        "self._forks = True",
+        "test_placement::test_what_no_worker_is_forked_for_is_not_imported_by_the_template",
+    ),
+    Mutation(
+        "a forked worker has its environment before it loads",
+        "_template.py",
+        'os.environ.update(order["env"])',
+        "pass",
+        "test_placement::test_a_worker_on_one_core_is_pinned_to_it_and_has_one_thread_of_each_"
+        "library",
+    ),
+    Mutation(
+        "a template that has opened a GPU does not fork",
+        "_template.py",
+        "if _holds_gpu():",
+        "if False:",
+        "test_placement::test_a_template_that_has_opened_a_gpu_does_not_fork",
+    ),
+    Mutation(
+        "a GPU that is not there is an error before the first process",
+        "_devices.py",
+        "if isinstance(wish.gpu, int) and wish.gpu < len(gpus):",
+        "if isinstance(wish.gpu, int):",
+        "test_placement::test_an_impossible_plan_is_an_error_before_the_first_process",
+    ),
+    Mutation(
+        "… and so are cores that are not ours",
+        "_devices.py",
+        "if not set(wish.cores) <= set(machine.cores):",
+        "if False:",
+        "test_placement::test_an_impossible_plan_is_an_error_before_the_first_process",
+    ),
+    Mutation(
+        "what the application's CUDA_VISIBLE_DEVICES hides stays hidden",
+        "_gpus.py",
+        "    if setting is None:\n",
+        "    if True:\n",
+        "test_gpus::test_the_setting_of_the_application_is_respected",
+    ),
+    Mutation(
+        "a pool that is closed while it looks for GPUs starts nothing",
+        "_pool.py",
+        "if self._phase is not _Phase.NEW:\n            raise PoolClosed(",
+        "if False:\n            raise PoolClosed(",
+        "test_placement::test_a_pool_that_is_closed_while_it_looks_for_gpus_starts_nothing",
     ),
     # --- endings
     Mutation(
