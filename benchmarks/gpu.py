@@ -159,7 +159,10 @@ def run(*, quick: bool, note: Note) -> Outcome:
             note(f"{library}, {width} wide")
             lines += anyio.run(_measure, library, width, size)
             note(f"{library}, {width} wide: {size.callers} callers")
-            loads += anyio.run(_load, library, width, size)
+            found = anyio.run(_load, library, width, size)
+            for one in found:  # a machine that is lent may be gone before all is measured
+                note(f"{one.where}, {one.workers} workers: {one.rows_per_second.text()} rows/s")
+            loads += found
     return Outcome(size, lines, list(_crossovers(lines)), loads)
 
 
@@ -370,9 +373,10 @@ def in_jax(width: int) -> Callable[[], Callable[[Rows], Any]]:
 
         first, second, last = (jax.device_put(one) for one in weights(width))
 
-        @jax.jit
         def forward(rows: Any, first: Any, second: Any, last: Any) -> Any:
             return jax.nn.relu(jax.nn.relu(rows @ first) @ second) @ last
+
+        compiled = jax.jit(forward)
 
         def predict(rows: Rows) -> Any:
             if rows.ndim == 1:
@@ -380,10 +384,10 @@ def in_jax(width: int) -> Callable[[], Callable[[Rows], Any]]:
             # Compiled for each number of rows: for powers of two alone.
             count = 1 << (len(rows) - 1).bit_length()
             if count == len(rows):
-                return np.asarray(forward(rows, first, second, last))
+                return np.asarray(compiled(rows, first, second, last))
             padded = np.zeros((count, _FEATURES), np.float32)
             padded[: len(rows)] = rows
-            return np.asarray(forward(padded, first, second, last))[: len(rows)]
+            return np.asarray(compiled(padded, first, second, last))[: len(rows)]
 
         for power in range(7):  # of the batches that a pool makes
             predict(_rows(1 << power))

@@ -1,8 +1,10 @@
 """``python -m benchmarks``: that it runs and what it prints; timings are nobody's promise here."""
 
 import dataclasses
+import importlib.util
 import json
 import operator
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +17,7 @@ import pytest
 
 from benchmarks import (
     carriers,
+    gpu,
     latency,
     load,
     rows,
@@ -32,6 +35,7 @@ from predictpool import PoolStatistics
 from tests import needs
 
 ROOT = Path(__file__).parents[1]
+CORES = os.sched_getaffinity(0)
 
 pytestmark = pytest.mark.timeout(300)  # most runs import TensorFlow half a dozen times
 
@@ -452,6 +456,32 @@ def test_in_a_closed_loop_so_many_ask_at_once_and_never_for_the_same_row(loop: L
     assert outcome.p50_seconds <= outcome.p99_seconds
     assert len(most) == 4
     assert asked == [number % 8 for number in range(len(asked))]
+
+
+def test_gpu_asks_in_each_place_as_far_as_there_are_libraries() -> None:
+    found = run("gpu", model=None)
+    libraries = {name for name in gpu.LIBRARIES if importlib.util.find_spec(name)}
+    for what in ("lines", "loads"):
+        assert {one["library"] for one in found[what]} == libraries
+    for line in found["lines"]:
+        assert set(line["p50_seconds"]) == {"1", "4"}
+        assert all(map(is_spread, line["p50_seconds"].values()))
+        assert line["sight"]["cores"] == (1 if line["where"] == "one core" else len(CORES))
+        assert line["sight"]["gpus"] == (line["where"] == "GPU")
+    assert all(is_spread(load["rows_per_second"]) for load in found["loads"])
+
+
+@pytest.mark.parametrize(
+    ("gpu_ms", "rows"), [([9, 9, 9], None), ([9, 9, 2], 64), ([1, 9, 2], 64), ([1, 1, 1], 1)]
+)
+def test_the_crossover_is_where_the_gpu_stays_faster(gpu_ms: list[int], rows: int | None) -> None:
+    def line(where: str, ms: list[int]) -> gpu.Line:
+        sight = gpu.Sight("", 0, "", 1, None, 0, 0)
+        spreads = {n: Spread.of([one]) for n, one in zip((1, 8, 64), ms, strict=True)}
+        return gpu.Line("torch", 16, where, 1.0, sight, None, spreads)
+
+    lines = [line("one core", [2, 4, 8]), line("2 cores", [3, 3, 3]), line("GPU", gpu_ms)]
+    assert list(gpu._crossovers(lines)) == [gpu.Crossover("torch", 16, rows)]
 
 
 @pytest.mark.anyio

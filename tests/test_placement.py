@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -267,6 +269,45 @@ async def test_a_pool_that_is_closed_while_it_looks_for_gpus_starts_nothing(
     with pytest.raises(PoolClosed, match="closed while it was opening"):
         await pool.open()
     assert nothing_left.pids() == []
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "predictpool", "devices", *arguments],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
+    )
+
+
+def test_the_command_line_says_the_plan() -> None:
+    pytest.importorskip("typer", reason="needs typer")
+    core = CORES[-1]
+    ended = command(f"cpu:{core}", "--workers", "2")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == f"slot 0: cpu:{core} (1 thread)\nslot 1: cpu:{core} (1 thread)\n"
+    found = json.loads(command("cpu", f"cpu:{core}", "--json").stdout)["devices"]
+    assert found[1] == {"kind": "cpu", "cores": [core], "threads": 1, "gpu": ""}
+    assert len(found) == 2
+    assert command().stdout.splitlines()[0].startswith("slot 0: cpu:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["gpu:0"], "devices has 'gpu:0', but this process may use no GPU"),
+        (["tpu"], "devices has 'tpu', expected \"auto\""),
+        (["cpu", "cpu", "--workers", "3"], "devices lists 2, one for each worker"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line_of_the_command(arguments: list[str], line: str) -> None:
+    pytest.importorskip("typer", reason="needs typer")
+    ended = command(*arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"predictpool: {line}")
+    assert ended.stderr.count("\n") == 1
 
 
 # --- forks -------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
@@ -72,6 +74,7 @@ def _app() -> "typer.Typer":
     _add_serve(app)
     _add_score(app)
     _add_bench(app)
+    _add_devices(app)
     return app
 
 
@@ -528,6 +531,55 @@ def _bench(target: str, arguments: Any, verbose: bool, as_json: bool) -> None:
             return _bench.run(target, **arguments, report=report)
 
     _show(_on_the_terminal(verbose, run), _bench.table, as_json)
+def _add_devices(app: "typer.Typer") -> None:
+    """Give the application its command ``devices``."""
+    import typer
+
+    @app.command()
+    def devices(
+        wanted: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[DEVICE]...",
+                help="As the pool's devices=: one for all workers, or one for each.",
+                show_default="auto",
+            ),
+        ] = None,
+        workers: Annotated[
+            int | None,
+            typer.Option(min=1, help="How many workers.", show_default="as many as fit"),
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    ) -> None:
+        """Say where a pool's workers would be on this machine; nothing is started.
+
+        The exit code is 2 if it cannot be.
+        """
+        _devices(wanted or ["auto"], workers, as_json)
+
+
+def _nothing() -> Callable[[Any], Any]:
+    raise AssertionError("a plan loads nothing")
+
+
+def _devices(wanted: list[str], workers: int | None, as_json: bool) -> None:
+    """Print the plan; errors that the user can act on are one line."""
+    from predictpool import FunctionPredictor, PredictorPool
+
+    try:
+        pool = PredictorPool(
+            FunctionPredictor[Any](_nothing),
+            devices=wanted[0] if len(wanted) == 1 else wanted,
+            workers=workers,
+        )
+        plan = pool.plan()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"predictpool: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if as_json:
+        print(json.dumps({"devices": [asdict(device) for device in plan]}, indent=2))
+    else:
+        print(*(f"slot {slot}: {device}" for slot, device in enumerate(plan)), sep="\n")
 
 
 def _show(result: Any, table: Callable[[Any], object], as_json: bool) -> None:
