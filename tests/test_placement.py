@@ -59,8 +59,8 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have GPUs, as far as the application knows."""
-    monkeypatch.setattr("predictpool._pool.has_driver", lambda: True)
-    monkeypatch.setattr("predictpool._pool.usable_gpus", lambda **_: GPUS)
+    monkeypatch.setattr("predictpool._local_launcher.has_driver", lambda: True)
+    monkeypatch.setattr("predictpool._local_launcher.usable_gpus", lambda **_: GPUS)
 
 
 def telling(preload: tuple[str, ...] = ()) -> FunctionPredictor[Any]:
@@ -264,8 +264,8 @@ async def test_a_pool_that_is_closed_while_it_looks_for_gpus_starts_nothing(
         anyio.from_thread.run(pool.aclose)
         return GPUS
 
-    monkeypatch.setattr("predictpool._pool.has_driver", lambda: True)
-    monkeypatch.setattr("predictpool._pool.usable_gpus", find)
+    monkeypatch.setattr("predictpool._local_launcher.has_driver", lambda: True)
+    monkeypatch.setattr("predictpool._local_launcher.usable_gpus", find)
     with pytest.raises(PoolClosed, match="closed while it was opening"):
         await pool.open()
     assert nothing_left.pids() == []

@@ -68,8 +68,8 @@ async def test_a_larger_pool_has_more_workers_and_keeps_those_it_has() -> None:
 
 async def test_new_workers_take_the_next_cores_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = (*_devices.available_cores(), 4096)  # one that nobody can be pinned to
-    monkeypatch.setattr("predictpool._pool.available_cores", lambda: cores)
-    monkeypatch.setattr("predictpool._pool.worth", len)
+    monkeypatch.setattr("predictpool._local_launcher.available_cores", lambda: cores)
+    monkeypatch.setattr("predictpool._local_launcher.worth", len)
     plan = [(core,) for core in cores[:-1]]
     async with PredictorPool(doubling(), workers=1) as pool:
         await pool.resize(len(plan))

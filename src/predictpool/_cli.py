@@ -531,6 +531,8 @@ def _bench(target: str, arguments: Any, verbose: bool, as_json: bool) -> None:
             return _bench.run(target, **arguments, report=report)
 
     _show(_on_the_terminal(verbose, run), _bench.table, as_json)
+
+
 def _add_devices(app: "typer.Typer") -> None:
     """Give the application its command ``devices``."""
     import typer
@@ -558,21 +560,14 @@ def _add_devices(app: "typer.Typer") -> None:
         _devices(wanted or ["auto"], workers, as_json)
 
 
-def _nothing() -> Callable[[Any], Any]:
-    raise AssertionError("a plan loads nothing")
-
-
 def _devices(wanted: list[str], workers: int | None, as_json: bool) -> None:
     """Print the plan; errors that the user can act on are one line."""
-    from predictpool import FunctionPredictor, PredictorPool
+    from predictpool import LocalLauncher
+    from predictpool._devices import parse_devices
 
+    devices = wanted[0] if len(wanted) == 1 else wanted
     try:
-        pool = PredictorPool(
-            FunctionPredictor[Any](_nothing),
-            devices=wanted[0] if len(wanted) == 1 else wanted,
-            workers=workers,
-        )
-        plan = pool.plan()
+        plan = LocalLauncher().plan(parse_devices(devices, workers), workers)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"predictpool: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -168,6 +168,24 @@ def _ranges(cores: tuple[int, ...]) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
+def one_for_each(wishes: Wishes, workers: int | None) -> list[Wish]:
+    """Return each worker's wish; of a list all, so that a worker's place is always the same.
+
+    Args:
+        workers: None for as many as were listed, or one.
+
+    Raises:
+        ValueError: fewer were listed.
+    """
+    if isinstance(wishes, Wish):
+        return [wishes] * (workers or 1)
+    if workers is not None and workers > len(wishes):
+        raise ValueError(
+            f"devices lists {len(wishes)}, one for each worker: there is none for {workers} workers"
+        )
+    return list(wishes)
+
+
 # --- the plan ----------------------------------------------------------------------
 
 
@@ -200,7 +218,10 @@ def plan(wishes: Wishes, workers: int | None, machine: Machine) -> list[Device]:
     Raises:
         ValueError: this machine does not have, or not allow, what was asked for.
     """
-    each = _one_for_each(wishes, workers, machine)
+    if isinstance(wishes, Wish):
+        each = _for_all(wishes, workers, machine)
+    else:
+        each = one_for_each(wishes, workers)
     named = {core for wish in each for core in _checked_cores(wish, machine)}
     # In turn, so that a slot has the same core however many others there are.
     turn = itertools.cycle(_without(machine.cores, named))
@@ -219,21 +240,14 @@ def _listed(wishes: Wishes) -> tuple[Wish, ...]:
     return (wishes,) if isinstance(wishes, Wish) else wishes
 
 
-def _one_for_each(wishes: Wishes, workers: int | None, machine: Machine) -> list[Wish]:
-    if not isinstance(wishes, Wish):
-        if workers is not None and workers > len(wishes):
-            raise ValueError(
-                f"devices lists {len(wishes)}, one for each worker: there is none for {workers} "
-                "workers"
-            )
-        return list(wishes)
-    if wishes.kind == "auto" and machine.gpus:
+def _for_all(wish: Wish, workers: int | None, machine: Machine) -> list[Wish]:
+    if wish.kind == "auto" and machine.gpus:
         count = len(machine.gpus)
         numbers = (slot % count for slot in range(workers or count))
-        return [Wish(wishes.text, "gpu", gpu=number) for number in numbers]
-    if wishes.kind == "gpu" or wishes.cores:
-        return [wishes] * (workers or 1)
-    return [Wish(wishes.text, "cpu")] * (workers or machine.count)
+        return [Wish(wish.text, "gpu", gpu=number) for number in numbers]
+    if wish.kind == "gpu" or wish.cores:
+        return one_for_each(wish, workers)
+    return [Wish(wish.text, "cpu")] * (workers or machine.count)
 
 
 def _checked_cores(wish: Wish, machine: Machine) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from predictpool._backend import Backend
 from predictpool._columns import Parts, Schema
-from predictpool._devices import Device
+from predictpool._devices import Device, Wishes
 from predictpool._wire import Frame
 from predictpool._worker import Failure, Ready, Start
 
@@ -121,6 +121,23 @@ class WorkerHandle(Protocol):
 
 class Launcher(Protocol):
     """Where workers live."""
+
+    def plan_blocks(self, wishes: Wishes) -> bool:
+        """Whether `plan` would first look for something that takes long to find."""
+
+    def plan(self, wishes: Wishes, workers: int | None) -> list[Device]:
+        """Return a device for each worker, in the order of the slots. It starts nothing.
+
+        Called before `bind`, from a thread of its own where it `plan_blocks`; and again
+        for another number of workers.
+
+        Args:
+            workers: None for as many as there are places for.
+
+        Raises:
+            ValueError: what was wished for is not there, or not allowed.
+            OSError, ModuleNotFoundError: what is there cannot be found out.
+        """
 
     def bind(self, backend: Backend, preload: tuple[str, ...], devices: Sequence[Device]) -> None:
         """Belong to one pool and its event loop, from now on.

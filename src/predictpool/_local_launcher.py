@@ -19,8 +19,17 @@ from typing import Any
 import anyio
 
 from predictpool._backend import Backend, Cancellable
-from predictpool._devices import Device
-from predictpool._gpus import has_driver
+from predictpool._devices import (
+    Device,
+    Machine,
+    Wishes,
+    asks_for_gpus,
+    available_cores,
+    looks_for_gpus,
+    plan,
+    worth,
+)
+from predictpool._gpus import has_driver, usable_gpus
 from predictpool._launcher import Listener, WorkerHandle
 from predictpool._local_worker import LocalWorker
 from predictpool._shared_buffer import create_memory
@@ -71,6 +80,7 @@ class LocalLauncher:
         if not isinstance(fork, bool):
             raise TypeError(f"fork is {fork!r}, expected True or False")
         self._fork = fork
+        self._gpus: tuple[str, ...] | None = None
         self._backend: Backend | None = None
         self._preload: tuple[str, ...] = ()
         self._forks = fork
@@ -78,6 +88,17 @@ class LocalLauncher:
         self._templates: list[_Template] = []
         self._lock = anyio.Lock()
         self._closed = False
+
+    def plan_blocks(self, wishes: Wishes) -> bool:
+        """Whether `plan` has to look for GPUs; see `Launcher`."""
+        return self._gpus is None and looks_for_gpus(wishes) and has_driver()
+
+    def plan(self, wishes: Wishes, workers: int | None) -> list[Device]:
+        """Return a device for each worker; see `Launcher`."""
+        if self._gpus is None and looks_for_gpus(wishes):
+            self._gpus = usable_gpus(required=asks_for_gpus(wishes))
+        cores = available_cores()
+        return plan(wishes, workers, Machine(cores, worth(cores), self._gpus or ()))
 
     def bind(self, backend: Backend, preload: tuple[str, ...], devices: Sequence[Device]) -> None:
         """Belong to one pool and its event loop, from now on; see `Launcher`.

@@ -17,20 +17,10 @@ import anyio.to_thread
 import cloudpickle
 
 from predictpool._backend import Backend, Waiter, current_backend
-from predictpool._devices import (
-    Device,
-    Machine,
-    asks_for_gpus,
-    available_cores,
-    looks_for_gpus,
-    parse_devices,
-    plan,
-    worth,
-)
+from predictpool._devices import Device, parse_devices
 from predictpool._dispatcher import Call, Dispatcher, Failed
 from predictpool._errors import PoolClosed, PredictorPoolError
 from predictpool._features._signature import Signature
-from predictpool._gpus import has_driver, usable_gpus
 from predictpool._hooks import Hooks, Teller, checked_hooks
 from predictpool._launcher import Launcher
 from predictpool._local_launcher import LocalLauncher
@@ -168,7 +158,6 @@ class PredictorPool(Generic[OutputsT]):
         self._predictor = predictor
         self._workers = len(wishes) if isinstance(wishes, tuple) else workers
         self._wishes = wishes
-        self._gpus: tuple[str, ...] | None = None
         self._timeout = timeout
         self._start_timeout = start_timeout
         self._grace_period = grace_period
@@ -227,9 +216,7 @@ class PredictorPool(Generic[OutputsT]):
             )
         recipe = self._recipe(self._predictor)
         backend = current_backend(_weakly(self))
-        if looks_for_gpus(self._wishes):
-            await self._find_gpus()
-        devices = self._planned(self._workers)
+        devices = await self._planned()
         self._launcher.bind(backend, tuple(self._predictor.preload), devices)
         self._phase = _Phase.OPENING
         self._backend = backend
@@ -262,9 +249,7 @@ class PredictorPool(Generic[OutputsT]):
         """
         if self._supervisor is not None:
             return tuple(slot.device for slot in self._supervisor.slots)
-        if self._gpus is None and looks_for_gpus(self._wishes):
-            self._gpus = usable_gpus(required=asks_for_gpus(self._wishes))
-        return tuple(self._planned(self._workers))
+        return tuple(self._launcher.plan(self._wishes, self._workers))
 
     async def aclose(self) -> None:
         """Finish what was asked for, then end the workers.
@@ -361,7 +346,7 @@ class PredictorPool(Generic[OutputsT]):
         """
         supervisor = self._open_supervisor()
         _check_count("workers", workers, 1)
-        await supervisor.resize(self._planned(workers))
+        await supervisor.resize(self._launcher.plan(self._wishes, workers))
 
     # --- predicting ----------------------------------------------------------------
 
@@ -498,19 +483,14 @@ class PredictorPool(Generic[OutputsT]):
         """Return where the workers live."""
         return LocalLauncher() if given is None else given
 
-    async def _find_gpus(self) -> None:
-        """Look for GPUs, which takes long; in a thread, so that the event loop goes on."""
-        if not has_driver():
-            self._gpus = ()
-            return
-        required = asks_for_gpus(self._wishes)
-        self._gpus = await anyio.to_thread.run_sync(lambda: usable_gpus(required=required))
+    async def _planned(self) -> list[Device]:
+        launcher, wishes, workers = self._launcher, self._wishes, self._workers
+        if not launcher.plan_blocks(wishes):
+            return launcher.plan(wishes, workers)
+        devices = await anyio.to_thread.run_sync(launcher.plan, wishes, workers)
         if self._phase is not _Phase.NEW:
             raise PoolClosed("the pool was closed while it was opening")
-
-    def _planned(self, workers: int | None) -> list[Device]:
-        cores = available_cores()
-        return plan(self._wishes, workers, Machine(cores, worth(cores), self._gpus or ()))
+        return devices
 
     def _submit(
         self, features: Any, one: bool, timeout: float | _PoolsOwn | None
@@ -644,7 +624,8 @@ def _check_predictor(predictor: Any) -> None:
 
 
 def _check_launcher(launcher: Any) -> None:
-    lacking = [name for name in ("bind", "start", "kill", "aclose") if not hasattr(launcher, name)]
+    needed = ("plan_blocks", "plan", "bind", "start", "kill", "aclose")
+    lacking = [name for name in needed if not hasattr(launcher, name)]
     if launcher is not None and lacking:
         raise TypeError(
             f"launcher is {launcher!r}, which lacks {', '.join(lacking)}: give a LocalLauncher, "

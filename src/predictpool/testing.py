@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from predictpool._backend import Backend
 from predictpool._columns import OutputEncoder, Parts, Schema, join_parts
-from predictpool._devices import Device
+from predictpool._devices import Device, Wishes, one_for_each
 from predictpool._launcher import End, Launcher, Listener, WorkerHandle
 from predictpool._pool import PredictorPool
 from predictpool._wire import Frame, FrameDecoder, Kind, loads_cautiously
@@ -54,9 +54,6 @@ class InlinePool(PredictorPool[OutputsT]):
     def _launcher_for(self, given: Launcher | None) -> Launcher:
         return _InlineLauncher()
 
-    def _planned(self, workers: int | None) -> list[Device]:
-        return [Device()] * (workers or 1)  # pinned to no core: they are the application's
-
 
 class _InlineLauncher:
     """Starts workers in this process."""
@@ -65,6 +62,14 @@ class _InlineLauncher:
         self._backend: Backend | None = None
         self._workers: list[_InlineWorker] = []
         self._closed = ""  # why, once it is
+
+    def plan_blocks(self, wishes: Wishes) -> bool:
+        return False
+
+    def plan(self, wishes: Wishes, workers: int | None) -> list[Device]:
+        # Pinned to nothing: cores and GPUs are the application's.
+        each = one_for_each(wishes, workers)[:workers]
+        return [Device("gpu" if wish.kind == "gpu" else "cpu") for wish in each]
 
     def bind(self, backend: Backend, preload: tuple[str, ...], devices: Sequence[Device]) -> None:
         self._backend = backend
