@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from predictpool import BrokenWorkerError, FunctionPredictor, PredictorPool
 from predictpool import _local_worker as local_worker_module
 from predictpool._cgroup import oom_kills
 from predictpool._launcher import End
+from tests.control_groups import control_group
 from tests.pools import POOL_TEST
 
 pytestmark = [*POOL_TEST, pytest.mark.faults]
@@ -50,34 +49,13 @@ anyio.run(main)
 """
 
 
-@contextlib.contextmanager
-def group_with_little_memory() -> Iterator[Path]:
-    """Make a control group with a memory limit, or skip where that is not allowed."""
-    memory = Path("/sys/fs/cgroup/memory")
-    folder, limit = memory, "memory.limit_in_bytes"
-    if not memory.is_dir():
-        folder, limit = Path("/sys/fs/cgroup"), "memory.max"
-    own = [line for line in Path("/proc/self/cgroup").read_text().splitlines() if "memory" in line]
-    group = folder / own[0].rpartition(":")[2].lstrip("/") if own else folder
-    group /= f"predictpool-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
-    try:
-        try:
-            (group / limit).write_text(str(LIMIT))
-        except OSError as error:
-            pytest.skip(f"no memory limit can be set here: {error}")
-        yield group
-    finally:
-        group.rmdir()
-
-
 def test_a_kill_for_lack_of_memory_is_named_as_such_and_the_slot_refills() -> None:
-    with group_with_little_memory() as group:
+    little = str(LIMIT)
+    with control_group(
+        "memory", {"memory.limit_in_bytes": little}, {"memory.max": little}
+    ) as processes:
         told = subprocess.run(
-            [sys.executable, "-c", APPLICATION, str(group / "cgroup.procs")],
+            [sys.executable, "-c", APPLICATION, str(processes)],
             check=True,
             capture_output=True,
             text=True,
