@@ -807,6 +807,49 @@ MUTATIONS = [
         "reference = lambda: pool\n\n    def statistics",
         "test_hooks::test_statistics_are_those_of_the_pool_and_do_not_keep_it",
     ),
+    # --- mixed pools
+    Mutation(
+        "a request waits for a busy worker that will answer it sooner than an idle one",
+        "_routing.py",
+        "places.append(_Place(slot, 0 if slot in alone else most, begins, idle=False))",
+        "pass",
+        "test_routing::test_a_request_waits_for_a_busy_worker_that_answers_it_sooner_than_an_idle_one",
+    ),
+    Mutation(
+        "… not for one that takes longer than expected",
+        "_routing.py",
+        "if expected is not None and now < expected.until:",
+        "if expected is not None:",
+        "test_routing::test_a_request_is_not_held_for_a_worker_that_takes_longer_than_expected",
+    ),
+    Mutation(
+        "… of which a timer tells",
+        "_scheduler.py",
+        "or self._counts_until < math.inf",
+        "",
+        "test_mixed_pools::test_what_waits_for_a_worker_that_takes_longer_goes_to_the_other",
+    ),
+    Mutation(
+        "a worker that was passed over for long is tried again",
+        "_routing.py",
+        "self._try_passed_over(requests, known)",
+        "pass",
+        "test_routing::test_a_worker_that_looked_slow_once_is_tried_again_and_that_costs_little",
+    ),
+    Mutation(
+        "… for a bounded price",
+        "_routing.py",
+        "end - sooner > _PRICE * self._served",
+        "False",
+        "test_routing::test_a_worker_that_looked_slow_once_is_tried_again_and_that_costs_little",
+    ),
+    Mutation(
+        "another model's costs are learnt anew",
+        "_routing.py",
+        "self._costs.forget(slot)",
+        "pass",
+        "test_routing::test_what_was_learnt_outlives_a_worker_but_not_its_model",
+    ),
     # --- a good guest
     Mutation(
         "signals of the terminal do not end workers",

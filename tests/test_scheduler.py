@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 )
 
 from predictpool._errors import PoolTimeout
+from predictpool._routing import Routes
 from predictpool._scheduler import Batch, Request, Scheduler, State, Todo
 
 
@@ -740,6 +741,7 @@ class PoolMachine(RuleBasedStateMachine):
             hang_timeout=hang_timeout,
             batch_timeout=batch_timeout,
         )
+        self.pool.routes = self.routes()
         self.now = 0.0
         self.turn_ended_at: float | None = 0.0  # None while requests of a turn are coming in
         self.holding = True
@@ -762,6 +764,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.submit_many_that_fit_together(natures)
         for slot in sorted(ready):
             self.worker_becomes_ready(slot, row_wise=True)
+
+    def routes(self) -> Routes | None:
+        """Return what chooses workers, where they are not equal."""
+        return None
 
     # --- callers
 
@@ -998,20 +1004,21 @@ class PoolMachine(RuleBasedStateMachine):
             for one in batch.requests:
                 assert len(batch.requests) <= self.again.pop(one)
         else:
-            same = [one for one in self.fresh if one.key == key]
-            ready = [
-                one for one in self.fresh if batch.slot in self.alone or self.is_ready(one.key)
-            ]
-            assert batch.requests[0] is ready[0]
-            assert batch.requests == same[: len(batch.requests)]
-            left = same[len(batch.requests) :]
-            if left and batch.slot not in self.alone:
-                assert batch.rows + left[0].rows > self.share(same, idle)
-            if len(with_rows) > 1:
-                assert batch.rows <= self.share(same, idle)
+            self.check_choice(batch, [one for one in self.fresh if one.key == key], idle)
             self.fresh = [one for one in self.fresh if one not in batch.requests]
         self.working[batch.slot] = batch
         self.batches += 1
+
+    def check_choice(self, batch: Batch, same: list[Request], idle: int) -> None:
+        """Check that a batch has those requests that it should, of all that fit together."""
+        ready = [one for one in self.fresh if batch.slot in self.alone or self.is_ready(one.key)]
+        assert batch.requests[0] is ready[0]
+        assert batch.requests == same[: len(batch.requests)]
+        left = same[len(batch.requests) :]
+        if left and batch.slot not in self.alone:
+            assert batch.rows + left[0].rows > self.share(same, idle)
+        if sum(one.rows > 0 for one in batch.requests) > 1:
+            assert batch.rows <= self.share(same, idle)
 
     def is_ready(self, key: Hashable) -> bool:
         """Whether a batch of these requests is not held any more, for others to fill it."""
@@ -1113,7 +1120,11 @@ class PoolMachine(RuleBasedStateMachine):
         deadlines = [one.deadline for one in self.live()]
         held = self.fresh if self.idle and self.batch_timeout else []
         ends = [self.held_until(one) for one in held]
-        assert self.pool.next_deadline() == min([*hangs, *deadlines, *ends], default=math.inf)
+        self.check_next_deadline(min([*hangs, *deadlines, *ends], default=math.inf))
+
+    def check_next_deadline(self, first: float) -> None:
+        """Check when the scheduler wants to be asked again."""
+        assert self.pool.next_deadline() == first
 
     @invariant()
     def only_the_guilty_fail(self) -> None:

@@ -214,7 +214,8 @@ class Dispatcher:
         if isinstance(ready.signature, Signature) or not isinstance(self.signature, Signature):
             self.signature = ready.signature
         row_wise = ready.row_wise and model not in self._broke_rows
-        self._carry_out(self._scheduler.worker_ready(slot, self._clock(), row_wise=row_wise))
+        now = self._clock()
+        self._carry_out(self._scheduler.worker_ready(slot, now, row_wise=row_wise, model=model))
 
     def worker_ending(self, slot: int) -> None:
         """Give nothing more to a worker that is about to be lost."""

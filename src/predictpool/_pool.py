@@ -24,6 +24,7 @@ from predictpool._features._signature import Signature
 from predictpool._hooks import Hooks, Teller, checked_hooks
 from predictpool._launcher import Launcher
 from predictpool._local_launcher import LocalLauncher
+from predictpool._routing import Routes, mixed
 from predictpool._scheduler import Scheduler
 from predictpool._slot import Recipe
 from predictpool._statistics import PoolStatistics, WorkerInfo
@@ -73,6 +74,7 @@ class PredictorPool(Generic[OutputsT]):
             for each. ``"auto"`` is the GPUs in turn, where there are any, or else ``"cpu"``, which
             is one core for each worker, in turn. GPUs are numbered as in ``nvidia-smi``, or
             within the CUDA_VISIBLE_DEVICES of this process. `plan` says what comes of it.
+            Where they are not alike, each request goes to the worker expected to answer it first.
         max_batch_size: at most so many rows run in one call of the model. A request with
             more rows runs alone.
         batch_timeout: seconds for which a batch that is not full may be held, counted from its
@@ -164,6 +166,7 @@ class PredictorPool(Generic[OutputsT]):
         self._watch = watch
         self._warmup = warmup
         self._launcher = self._launcher_for(launcher)
+        self._max_batch_size = max_batch_size
         self._scheduler = Scheduler(
             max_batch_size=max_batch_size,
             max_waiting=math.inf if max_waiting is None else max_waiting,
@@ -218,6 +221,8 @@ class PredictorPool(Generic[OutputsT]):
         backend = current_backend(_weakly(self))
         devices = await self._planned()
         self._launcher.bind(backend, tuple(self._predictor.preload), devices)
+        if mixed(devices):
+            self._scheduler.routes = Routes(self._max_batch_size)
         self._phase = _Phase.OPENING
         self._backend = backend
         self._dispatcher = Dispatcher(self._scheduler, backend, teller=self._teller)

@@ -10,7 +10,8 @@ The rules:
   fit together, up to ``max_batch_size`` rows; several that are idle share them evenly.
 - Nobody waits while a worker is idle: after `Scheduler.dispatch` either no worker is idle or
   no request waits. With a ``batch_timeout`` a request may wait that long for others to fill
-  its batch, unless it would run out of time.
+  its batch, unless it would run out of time. With `Scheduler.routes`, for workers that are not
+  equal, it may wait for a busy worker that is expected to answer it sooner than an idle one.
 - Requests with different keys never share a batch and never block each other.
 - A worker whose model is not row-wise gets one request at a time; the others' requests are
   joined all the same.
@@ -27,9 +28,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from predictpool._errors import PoolTimeout
 from predictpool._statistics import Counters
+
+if TYPE_CHECKING:
+    from predictpool._routing import Routes
 
 # So many deadlines need no tidying up.
 _FEW_DEADLINES = 64
@@ -113,14 +118,16 @@ class _Line:
     """The waiting requests of one key, the oldest first.
 
     Attributes:
+        key: theirs.
         requests: a dict for its order and for leaving from the middle.
         rows: how many rows they have together.
         until: when they are not held any more; None where it has to be looked up.
     """
 
-    __slots__ = ("requests", "rows", "until")
+    __slots__ = ("key", "requests", "rows", "until")
 
-    def __init__(self) -> None:
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
         self.requests: OrderedDict[Request, None] = OrderedDict()
         self.rows = 0
         self.until: float | None = math.inf
@@ -132,7 +139,12 @@ class _Line:
 
 
 class Scheduler:
-    """The state of a pool's requests. See the module's docstring for the rules."""
+    """The state of a pool's requests. See the module's docstring for the rules.
+
+    Attributes:
+        routes: decides who gets what, where workers need different times for the same; None
+            where they are equal.
+    """
 
     def __init__(
         self,
@@ -144,6 +156,7 @@ class Scheduler:
         batch_timeout: float = 0.0,
     ) -> None:
         self.counters = Counters()
+        self.routes: Routes | None = None
         self.waiting = 0
         self._max_batch_size = max_batch_size
         self.max_waiting = max_waiting
@@ -160,6 +173,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, int, Request]] = []
         self._tidy_at = _FEW_DEADLINES
         self._places = itertools.count()
+        self._counts_until = math.inf  # on busy workers, for what waits while others are idle
 
     # --- what can be asked ---------------------------------------------------------
 
@@ -200,8 +214,8 @@ class Scheduler:
 
     @property
     def holds(self) -> bool:
-        """Whether a batch may be held."""
-        return self._batch_timeout > 0
+        """Whether a request may be held while a worker is idle."""
+        return self._batch_timeout > 0 or self._counts_until < math.inf
 
     @property
     def lonely(self) -> bool:
@@ -223,7 +237,7 @@ class Scheduler:
                 soonest = min(soonest, batch.deadline)
         if self._batch_timeout and self._idle:
             soonest = min(soonest, *map(self._until, self._lines.values()), math.inf)
-        return soonest
+        return min(soonest, self._counts_until)
 
     # --- requests ------------------------------------------------------------------
 
@@ -234,7 +248,7 @@ class Scheduler:
         request.place = next(self._places)
         line = self._lines.get(request.key)
         if line is None:
-            line = self._lines[request.key] = _Line()
+            line = self._lines[request.key] = _Line(request.key)
         line.requests[request] = None
         line.rows += request.rows
         if self._batch_timeout and line.until is not None:
@@ -290,12 +304,17 @@ class Scheduler:
 
     # --- workers -------------------------------------------------------------------
 
-    def worker_ready(self, slot: int, now: float, *, row_wise: bool = True) -> Todo:
+    def worker_ready(
+        self, slot: int, now: float, *, row_wise: bool = True, model: object = None
+    ) -> Todo:
         """Give work to a worker that has just become ready.
 
         Args:
             row_wise: whether requests may share one of its calls.
+            model: what it has loaded: the same object for the same.
         """
+        if self.routes is not None:
+            self.routes.worker_ready(slot, model)
         self._retired.discard(slot)
         self._alone.discard(slot)
         if not row_wise:
@@ -312,6 +331,8 @@ class Scheduler:
         """
         batch = self._end_batch(slot, batch_id, now)
         if batch is not None:
+            if self.routes is not None:
+                self.routes.answered(batch, now)
             self._free(batch)
         return batch
 
@@ -450,6 +471,8 @@ class Scheduler:
         if batch is None or batch.id != batch_id:
             return None
         del self._running[slot]
+        if self.routes is not None:
+            self.routes.ended(batch)
         self.counters.running_seconds += now - batch.started_at
         return batch
 
@@ -472,22 +495,81 @@ class Scheduler:
         # An expired request never reaches a worker, however late the pool's timer is.
         if self._deadlines and self._deadlines[0][0] <= now:
             self._time_out(now, todo)
+        if self.routes is not None:
+            self._route(self.routes, now, todo, hold=hold)
+            return todo
         while self._idle and self.waiting:
             requests = self._take(self._idle[-1] in self._alone, now if hold else math.inf)
             if requests is None:
                 break
             if not requests:
                 continue
-            deadline = now + self._hang_timeout
-            batch = Batch(next(self._ids), self._idle.pop(), requests, now, deadline)
-            for request in requests:
-                request.state = State.RUNNING
-                request.started_at = now
-            self.waiting -= len(requests)
-            self._running[batch.slot] = batch
-            self.counters.batches += 1
-            todo.send.append(batch)
+            todo.send.append(self._start(self._idle.pop(), requests, now))
         return todo
+
+    def _start(self, slot: int, requests: list[Request], now: float) -> Batch:
+        batch = Batch(next(self._ids), slot, requests, now, now + self._hang_timeout)
+        for request in requests:
+            request.state = State.RUNNING
+            request.started_at = now
+        self.waiting -= len(requests)
+        self._running[slot] = batch
+        self.counters.batches += 1
+        return batch
+
+    def _route(self, routes: Routes, now: float, todo: Todo, *, hold: bool) -> None:
+        """Give what waits to those idle workers that will answer it sooner than busy ones."""
+        while self._idle and self.waiting and self._again:
+            requests = self._take(self._idle[-1] in self._alone, now)
+            if requests:
+                slot = self._idle.pop()
+                todo.send.append(self._start_on(routes, slot, requests, now))
+        if self._idle and self._lines:
+            for slot, requests in self._planned(routes, now, hold=hold):
+                self._idle.remove(slot)
+                self._take_out(requests)
+                todo.send.append(self._start_on(routes, slot, requests, now))
+        held = self._idle and self._lines
+        self._counts_until = routes.counts_until(now, self._going_on()) if held else math.inf
+
+    def _planned(
+        self, routes: Routes, now: float, *, hold: bool
+    ) -> list[tuple[int, list[Request]]]:
+        lines: Collection[_Line] = self._lines.values()
+        if self._batch_timeout and hold and not self._alone.intersection(self._idle):
+            lines = self._not_held(now)
+        lines = sorted(lines, key=_place)
+        waiting = [(line.key, line.requests) for line in lines]
+        planned = routes.plan(now, waiting, self._idle, self._going_on(), self._alone)
+        if not planned and not hold:
+            oldest = lines[0]
+            first = [(oldest.key, [next(iter(oldest.requests))])]
+            planned = routes.plan(now, first, self._idle, (), self._alone)
+        return planned
+
+    def _going_on(self) -> list[int]:
+        """Return the busy workers that get more when they have answered."""
+        return [
+            slot
+            for slot, batch in self._running.items()
+            if not batch.killed and slot not in self._retired
+        ]
+
+    def _start_on(self, routes: Routes, slot: int, requests: list[Request], now: float) -> Batch:
+        batch = self._start(slot, requests, now)
+        routes.started(batch)
+        return batch
+
+    def _take_out(self, requests: list[Request]) -> None:
+        """Take requests with equal keys out of the queue."""
+        line = self._lines[requests[0].key]
+        for request in requests:
+            del line.requests[request]
+            line.rows -= request.rows
+        if line.requests:
+            line.until = None
+        else:
+            del self._lines[line.key]
 
     def _take(self, alone: bool, now: float) -> list[Request] | None:
         """Take the oldest requests that fit together out of the queue, or the oldest one.
@@ -503,12 +585,17 @@ class Scheduler:
             return group
         lines: Collection[_Line] = self._lines.values()
         if self._batch_timeout and not alone:
-            most = self._max_batch_size
-            lines = [line for line in lines if line.rows >= most or self._until(line) <= now]
+            lines = self._not_held(now)
             if not lines:
                 return None
         line = min(lines, key=_place) if len(lines) > 1 else next(iter(lines))
         return self._take_from(line, None if alone else self._share(line))
+
+    def _not_held(self, now: float) -> list[_Line]:
+        """Return the lines that fill a batch, or have waited long enough for it."""
+        most = self._max_batch_size
+        lines = self._lines.values()
+        return [line for line in lines if line.rows >= most or self._until(line) <= now]
 
     def _share(self, line: _Line) -> int:
         """Return how many rows of a line one of the idle workers should take."""
