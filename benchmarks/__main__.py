@@ -26,6 +26,7 @@ from benchmarks import (
     models,
     overload,
     report,
+    routing,
     saved_models,
     serve,
     soak,
@@ -198,6 +199,13 @@ def measure_saved(_: Model, options: Options) -> Measured:
     return measured(found, [], report.show_saved)
 
 
+def measure_routing(_: Model, options: Options) -> Measured:
+    """Run ``routing``."""
+    found = routing.run(quick=options.quick, note=note)
+    goals = routing.goals(found)
+    return measured(found, goals, routing.show, goals)
+
+
 def measure_soak(_: Model, options: Options) -> Measured:
     """Run ``soak``."""
     found = soak.run(
@@ -242,6 +250,7 @@ MEASURES: dict[str, Callable[[Model, Options], Measured]] = {
     "startup": measure_startup,
     "memory": measure_memory,
     "saved": measure_saved,
+    "routing": measure_routing,
     "overload": measure_overload,
     "soak": measure_soak,
 }

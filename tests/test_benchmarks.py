@@ -20,6 +20,7 @@ from benchmarks import (
     gpu,
     latency,
     load,
+    routing,
     rows,
     serve,
     soak,
@@ -265,6 +266,18 @@ def test_large_arrays_are_compared_with_the_raw_socket_and_watched_from_the_even
     assert [lag["name"] for lag in found["lags"]] == ways[2:]
     assert all(0 < lag["p99_seconds"] <= lag["worst_seconds"]["high"] for lag in found["lags"])
     assert (found["goals"][0]["limit"], found["goals"][0]["aim"]) == (1.1, 0.7)
+
+
+def test_routing_beats_every_other_choice_where_each_kind_of_worker_is_good_for_something() -> None:
+    # Simulated time: neither the machine nor its load has a part in it.
+    found = run("routing", model=None)
+    assert len(found["goals"]) == len(routing.SCENARIOS)
+    assert [goal["name"] for goal in found["goals"] if not goal["reached"]] == []
+    mean = {(line["scenario"], line["way"]): line["mean_seconds"] for line in found["lines"]}
+    for scenario in routing.SCENARIOS:
+        if scenario.both:
+            others = [seconds for (name, _), seconds in mean.items() if name == scenario.name]
+            assert mean[scenario.name, "routed"] == min(others)
 
 
 @needs.matplotlib
