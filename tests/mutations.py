@@ -879,6 +879,21 @@ MUTATIONS = [
         "pass\n",
         "test_guest::test_a_hundred_restarts_leave_nothing",
     ),
+    # --- Ray
+    Mutation(
+        "the death of an actor is told",
+        "_ray_launcher.py",
+        'self._end(End(None, None, "", False, "", told=_words(error)))',
+        "self._let_go()",
+        "test_ray::test_no_request_is_lost_when_a_node_is_killed_under_load",
+    ),
+    Mutation(
+        "actors end with their pool",
+        "_ray_launcher.py",
+        "self._on_gone(self)\n        _kill(self._actor)",
+        "self._on_gone(self)",
+        "test_ray::test_actors_end_with_their_pool_and_with_the_program_that_had_them",
+    ),
 ]
 
 

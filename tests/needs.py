@@ -25,6 +25,7 @@ estimators = pytest.mark.skipif(
 tensorflow = pytest.mark.skipif(TENSORFLOW is None, reason="needs TensorFlow")
 matplotlib = pytest.mark.skipif(version_of("matplotlib") is None, reason="needs matplotlib")
 pyarrow = pytest.mark.skipif(version_of("pyarrow") is None, reason="needs pyarrow")
+ray = pytest.mark.skipif(version_of("ray") is None, reason="needs Ray")
 sphinx = pytest.mark.skipif(version_of("sphinx") is None, reason="needs Sphinx")
 serve = pytest.mark.skipif(
     version_of("uvicorn") is None or version_of("aiohttp") is None,

@@ -255,6 +255,7 @@ def test_every_plan_stays_within_the_machine(devices: list[str], count: int, cor
         (Device(cores=(0,)), "cpu:0 (1 thread)"),
         (Device(cores=(0, 1, 2, 5), threads=4), "cpu:0-2,5 (4 threads)"),
         (Device("gpu", (4, 5), 2, "GPU-a"), "gpu:GPU-a (cores 4-5; 2 threads)"),
+        (Device("gpu", threads=2), "gpu (2 threads)"),
     ],
 )
 def test_a_device_says_what_it_is(device: Device, text: str) -> None:

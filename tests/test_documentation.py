@@ -24,6 +24,7 @@ NEEDED = {
     "jax_model": "jax",
     "metrics": "prometheus_client",
     "onnx_model": "onnxruntime",
+    "ray": "ray",
     "scikit_learn": "sklearn",
     "serve": "tritonclient",
     "torch_model": "torch",

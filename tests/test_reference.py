@@ -30,6 +30,7 @@ CONFIGURED = [
     "KerasPredictor",
     "LocalLauncher",
     "PredictorPool",
+    "RayLauncher",
     "SavedModelPredictor",
 ]
 

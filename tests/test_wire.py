@@ -117,6 +117,16 @@ def test_a_frame_cut_at_every_byte_near_its_ends_is_the_frame_that_was_sent(payl
         assert decoder.between_frames
 
 
+@on_busy_machines
+@given(frames)
+def test_a_frame_that_came_whole_is_the_frame_that_was_sent(expected: Sent) -> None:
+    data = bytearray(expected.encoded())
+    assert as_sent([_wire.decode_frame(memoryview(data))]) == [expected]
+    for other in (data[:-1], data + b"x", b"", b"x" * len(data)):
+        with pytest.raises(WireError):
+            _wire.decode_frame(memoryview(other))
+
+
 def test_a_frame_that_comes_byte_by_byte_is_the_frame_that_was_sent() -> None:
     expected = [
         Sent(Kind.PREDICT, n, n, False, False, b"12345678" * n, bytes(range(n))) for n in range(20)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from predictpool._hooks import WorkerReady as WorkerReady
     from predictpool._local_launcher import LocalLauncher as LocalLauncher
     from predictpool._pool import PredictorPool as PredictorPool
+    from predictpool._ray_launcher import RayLauncher as RayLauncher
     from predictpool._statistics import PoolStatistics as PoolStatistics
     from predictpool._statistics import WorkerInfo as WorkerInfo
     from predictpool.predictors._base import Predictor as Predictor
@@ -59,6 +60,7 @@ _MODULES = {
     "Predictor": "predictors._base",
     "PredictorPool": "_pool",
     "PredictorPoolError": "_errors",
+    "RayLauncher": "_ray_launcher",
     "RequestEnded": "_hooks",
     "RequestSubmitted": "_hooks",
     "SavedModelPredictor": "predictors._saved_model",
@@ -92,6 +94,7 @@ __all__ = [
     "Predictor",
     "PredictorPool",
     "PredictorPoolError",
+    "RayLauncher",
     "RequestEnded",
     "RequestSubmitted",
     "SavedModelPredictor",

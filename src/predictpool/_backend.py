@@ -40,7 +40,7 @@ class Cancellable(Protocol):
 
 
 class Backend(Protocol):
-    """An event loop. Everything but `is_current` is called on its own thread."""
+    """An event loop. All is called on its own thread but `is_current` and `call_from_thread`."""
 
     def is_current(self) -> bool:
         """Whether the caller runs in this event loop."""
@@ -50,6 +50,9 @@ class Backend(Protocol):
 
     def call_soon(self, callback: Callback) -> None:
         """Call back once, when all who are ready now have had their turn."""
+
+    def call_from_thread(self, callback: Callback) -> None:
+        """Call back once, on the loop's thread. Raises RuntimeError if the loop has ended."""
 
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         """Call back once, later."""
@@ -159,6 +162,9 @@ class _AsyncioBackend(_Guard):
     def call_soon(self, callback: Callback) -> None:
         self._loop.call_soon(self._guarded(callback))
 
+    def call_from_thread(self, callback: Callback) -> None:
+        self._loop.call_soon_threadsafe(self._guarded(callback))
+
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         return self._loop.call_later(seconds, self._guarded(callback))
 
@@ -250,6 +256,8 @@ class _TrioBackend(_Guard):
 
     def call_soon(self, callback: Callback) -> None:
         self._token.run_sync_soon(self._guarded(callback))
+
+    call_from_thread = call_soon
 
     def call_later(self, seconds: float, callback: Callback) -> Cancellable:
         import trio

@@ -13,6 +13,17 @@ from typing import Any
 
 from predictpool._cgroup import cpu_quota
 
+# What a library reads to learn how many threads it may have.
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+# What libraries get that the user has not told how to behave in a worker.
+LIBRARIES = {
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    # Of a GPU's memory, TensorFlow would take all and JAX three quarters: several workers
+    # share it.
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
+
 _FORMS = '"auto", "cpu", "cpu:0-3", "gpu:0", "gpu:GPU-<uuid>" or "gpu:MIG-<uuid>"'
 _CORES = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 _GPU_NUMBER = re.compile(r"\d{1,5}")
@@ -28,7 +39,8 @@ class Device:
     Attributes:
         kind: ``"cpu"`` or ``"gpu"``.
         cores: the numbers of the CPU cores that the worker may use; none for a worker of
-            `predictpool.testing.InlinePool`, which may use what its tests may.
+            `predictpool.testing.InlinePool`, which may use what its tests may, and for one that
+            Ray places.
         threads: how many threads TensorFlow and other libraries get.
         gpu: the only GPU that the worker sees, as its ``CUDA_VISIBLE_DEVICES`` calls it: a
             UUID, or a number that the application's own setting has. ``""`` for none.
@@ -41,6 +53,8 @@ class Device:
 
     def __str__(self) -> str:
         cores, threads = _ranges(self.cores), f"{self.threads} thread{'s' * (self.threads != 1)}"
+        if not cores:
+            return f"{self.kind} ({threads})"
         if self.kind == "gpu":
             return f"gpu:{self.gpu} (cores {cores}; {threads})"
         return f"cpu:{cores} ({threads})"

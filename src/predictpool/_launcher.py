@@ -26,6 +26,7 @@ class End:
         why: why the pool killed it, or "".
         out_of_memory: whether the kernel has killed a process of our control group for
             lack of memory since the worker started; None where nobody counts that.
+        told: what others say of its end, who alone can know, or "".
     """
 
     exitcode: int | None
@@ -34,12 +35,13 @@ class End:
     goodbye: bool
     why: str
     out_of_memory: bool | None = None
+    told: str = ""
 
     @property
     def cause(self) -> str:
         """The likely cause, in words, or ""."""
         if self.why or self.signal is None:
-            return ""
+            return self.told
         if self.signal == signal.SIGKILL and self.out_of_memory:
             return "the kernel, for lack of memory: it counts such a kill in this control group"
         if self.signal == signal.SIGKILL and self.out_of_memory is False:
@@ -63,6 +65,8 @@ class End:
             return f"was ended by {name}" + (f" ({self.cause})" if self.cause else "")
         if self.exitcode is not None:
             return f"exited by itself with status {self.exitcode}"
+        if self.told:
+            return f"ended: {self.told}"
         return "ended, and nobody knows its exit status"
 
 
@@ -84,6 +88,9 @@ _LIKELY_CAUSES = {
 
 class Listener(Protocol):
     """Who is told what a worker says. Called on the event loop's thread, never blocking."""
+
+    def waits_for(self, what: str) -> None:
+        """What its start waits for from now on; "" for nothing but itself."""
 
     def ready(self, ready: Ready) -> None:
         """The worker has loaded its predictor."""

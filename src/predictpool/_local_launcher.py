@@ -20,6 +20,8 @@ import anyio
 
 from predictpool._backend import Backend, Cancellable
 from predictpool._devices import (
+    LIBRARIES,
+    THREADS,
     Device,
     Machine,
     Wishes,
@@ -51,15 +53,10 @@ _FORCED = {"OPENBLAS_NUM_THREADS": "1"}
 _DEFAULTS = {
     # So does this: TensorFlow's Keras imports pandas, which imports pyarrow where it is there.
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    # Of a GPU's memory, TensorFlow would take all and JAX three quarters: several workers
-    # share it.
-    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    **LIBRARIES,
     # Read when the library is loaded, which the template does for workers with one thread.
     "OMP_NUM_THREADS": "1",
 }
-_THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 
 class LocalLauncher:
@@ -173,7 +170,7 @@ def worker_environment(device: Device, users: Mapping[str, str]) -> dict[str, st
             a template can fork or not; its CUDA_VISIBLE_DEVICES is in the device already.
     """
     threads = str(device.threads)
-    own = {name: threads for name in _THREADS if name not in users}
+    own = {name: threads for name in THREADS if name not in users}
     forced = {"OPENBLAS_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": device.gpu}
     return {**own, **forced, **({} if device.gpu else _without_gpu(users))}
 

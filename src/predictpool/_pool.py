@@ -97,7 +97,8 @@ class PredictorPool(Generic[OutputsT]):
             the running model goes on.
         warmup: features that every worker runs before it is ready. Without them a
             predictor whose signature is known runs one row of zeros and empty text.
-        launcher: where the workers live; processes on this machine by default.
+        launcher: where the workers live; processes on this machine by default, see also
+            `RayLauncher`.
         name: what the pool is called in its ``repr`` and by hooks.
         hooks: who is told what happens, such as ``[PrometheusHooks()]``; see `Hooks`.
 
@@ -633,8 +634,8 @@ def _check_launcher(launcher: Any) -> None:
     lacking = [name for name in needed if not hasattr(launcher, name)]
     if launcher is not None and lacking:
         raise TypeError(
-            f"launcher is {launcher!r}, which lacks {', '.join(lacking)}: give a LocalLauncher, "
-            "or None for one"
+            f"launcher is {launcher!r}, which lacks {', '.join(lacking)}: give a LocalLauncher "
+            "or a RayLauncher, or None for workers on this machine"
         )
 
 

@@ -159,6 +159,7 @@ class Worker:
         self._changed = anyio.Event()
         self._ready: Ready | None = None
         self._failure: Failure | None = None
+        self._waits_for = ""
 
     async def start(self, launcher: Launcher, recipe: Recipe) -> Ready:
         """Start the process and wait until it is ready.
@@ -179,8 +180,9 @@ class Worker:
             if self.end is None:
                 ready = self._ready
         except TimeoutError:
+            waiting = f": it waits for {self._waits_for}" if self._waits_for else ""
             raise self._start_error(
-                f"was not ready within start_timeout={recipe.start_timeout:g} s"
+                f"was not ready within start_timeout={recipe.start_timeout:g} s{waiting}"
             ) from None
         except OSError as error:
             raise self._start_error(f"could not be started: {error}") from error
@@ -232,6 +234,10 @@ class Worker:
                 logger.error("worker %d cannot be killed: left alone", self.handle.pid)
 
     # --- what it says --------------------------------------------------------------
+
+    def waits_for(self, what: str) -> None:
+        """Take note of what keeps it from starting; see `Listener`."""
+        self._waits_for = what
 
     def ready(self, ready: Ready) -> None:
         """Take note that it is ready; see `Listener`."""

@@ -133,6 +133,24 @@ def encode_message(kind: Kind, id: int, message: Any) -> Parts:
     return encode_frame(kind, id, payload=(data,), size=len(data))
 
 
+def decode_frame(whole: memoryview) -> Frame:
+    """Return the frame that these bytes are; its payload is a view of them.
+
+    Raises:
+        WireError: they are no frame, or not exactly one.
+    """
+    if len(whole) < HEADER.size:
+        raise WireError(f"{len(whole)} bytes are too few for a frame")
+    _, kind, flags, schema, id, rows, size = _check_header(HEADER.unpack_from(whole))
+    middle = HEADER.size + schema
+    if middle + size != len(whole):
+        raise WireError(f"a frame of {middle + size:,} bytes came with {len(whole):,}")
+    joined, shared = bool(flags & _JOINED), bool(flags & _SHARED)
+    return Frame(
+        _KINDS[kind], id, rows, joined, shared, bytes(whole[HEADER.size : middle]), whole[middle:]
+    )
+
+
 class FrameDecoder:
     """Turns received bytes into frames; sans-I/O.
 

@@ -19,7 +19,7 @@ from predictpool._columns import OutputEncoder, Parts, Schema, join_parts
 from predictpool._devices import Device, Wishes, one_for_each
 from predictpool._launcher import End, Launcher, Listener, WorkerHandle
 from predictpool._pool import PredictorPool
-from predictpool._wire import Frame, FrameDecoder, Kind, loads_cautiously
+from predictpool._wire import Frame, Kind, decode_frame, loads_cautiously
 from predictpool._worker import Failure, Start, answer, describe, load_predictor
 
 __all__ = ["InlinePool"]
@@ -226,7 +226,8 @@ class _InlineWorker:
         return partial(self._listener.ready, ready)
 
     def _predict(self, frame: Frame) -> _Report:
-        reply = _received(answer(self._predictor, self._encoder, attrgetter("payload"), frame))
+        parts = answer(self._predictor, self._encoder, attrgetter("payload"), frame)
+        reply = decode_frame(memoryview(bytearray().join(parts)))  # writable, as a received one
         if reply.kind is Kind.FAILURE:
             return partial(self._listener.failed, reply.id, loads_cautiously(reply.payload))
         return partial(self._listener.answered, reply)
@@ -234,17 +235,6 @@ class _InlineWorker:
     def _close(self) -> _Report:
         self._predictor.close()
         return partial(self._ended, End(0, None, "", True, ""))
-
-
-def _received(parts: Parts) -> Frame:
-    """Return a frame as the pool would have received it, in memory of its own."""
-    decoder, rest = FrameDecoder(), memoryview(b"".join(parts))
-    while True:
-        buffer = decoder.buffer
-        count = min(len(buffer), len(rest))
-        buffer[:count], rest = rest[:count], rest[count:]
-        for frame in decoder.received(count):
-            return frame
 
 
 def _end_by(error: BaseException) -> End:
