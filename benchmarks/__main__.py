@@ -24,6 +24,7 @@ from benchmarks import (
     latency,
     memory,
     models,
+    on_ray,
     overload,
     report,
     routing,
@@ -181,6 +182,12 @@ def measure_gpu(_: Model, options: Options) -> Measured:
     return measured(found, [], gpu.show)
 
 
+def measure_ray(_: Model, options: Options) -> Measured:
+    """Run ``ray``."""
+    found = on_ray.run(quick=options.quick, note=note)
+    return measured(found, on_ray.goals(found), on_ray.show, on_ray.promises(found))
+
+
 def measure_startup(model: Model, options: Options) -> Measured:
     """Run ``startup``."""
     found = startup.run(model, quick=options.quick, note=note)
@@ -247,6 +254,7 @@ MEASURES: dict[str, Callable[[Model, Options], Measured]] = {
     "echo": measure_echo,
     "large": measure_large,
     "gpu": measure_gpu,
+    "ray": measure_ray,
     "startup": measure_startup,
     "memory": measure_memory,
     "saved": measure_saved,

@@ -280,6 +280,20 @@ def test_routing_beats_every_other_choice_where_each_kind_of_worker_is_good_for_
             assert mean[scenario.name, "routed"] == min(others)
 
 
+@needs.ray
+def test_a_pool_on_ray_is_compared_with_bare_actors_and_loses_nothing_with_a_node() -> None:
+    found = run("ray", model=None)
+    assert [line["features"] for line in found["calls"]] == ["one array", "13 arrays"]
+    for line in (*found["calls"], found["throughput"]):
+        assert is_spread(line["bare"])
+        assert is_spread(line["pool"])
+        assert is_ratio(line["ratio"], line["pool"], line["bare"])
+    death = found["death"]
+    assert (death["failed"], death["lost"], death["died"]) == (0, 0, 1)
+    assert death["asked"] == death["answered"] >= 500
+    assert [goal["limit"] for goal in found["goals"]] == [1.2, 1.2, 5, 0, 0, 1]
+
+
 @needs.matplotlib
 def test_several_run_one_after_the_other_and_what_can_be_drawn_is(tmp_path: Path) -> None:
     picture = tmp_path / "found.svg"
