@@ -21,8 +21,8 @@ from predictpool import (
     PredictorPool,
     RayLauncher,
     WorkerStartError,
+    _ray_launcher,
 )
-from predictpool._ray_launcher import _begun, _users
 from tests.misbehaviour import Parting, raise_an_error
 from tests.on_ray import actors, gone_within
 from tests.pools import ONE_LOOP, calling, doubling, held, until
@@ -152,14 +152,18 @@ async def test_after_the_grace_period_workers_are_killed(stage: Stage) -> None:
     assert gone_within(5)
 
 
-@pytest.mark.parametrize("size", [1_000, 100_000, 3_000_000])
-async def test_arrays_of_any_size_come_back_and_are_their_callers(size: int) -> None:
-    rows = np.random.default_rng(size).normal(size=(2, size // 16))
-    async with on(cpus(), FunctionPredictor(lambda: lambda x: x, row_wise=True)) as pool:
-        answers = [await pool.predict(rows) for _ in range(2)]
-        for answer in answers:
-            assert np.array_equal(answer, rows)
-            answer[0, 0] = -1.0
+async def test_arrays_of_any_size_come_back_and_are_their_callers() -> None:
+    def same(rows: Any) -> Any:
+        assert not rows.flags.writeable
+        return rows
+
+    async with on(cpus(), calling(same, row_wise=True)) as pool:
+        for size in (1_000, 100_000, 3_000_000):
+            rows = np.random.default_rng(size).normal(size=(2, size // 16))
+            answers = [await pool.predict(rows) for _ in range(2)]
+            for answer in answers:
+                assert np.array_equal(answer, rows)
+                answer[0, 0] = -1.0
 
 
 # --- the connection ----------------------------------------------------------------
@@ -168,10 +172,45 @@ async def test_arrays_of_any_size_come_back_and_are_their_callers(size: int) -> 
 async def test_ray_that_the_program_has_begun_is_left_alone() -> None:
     import ray
 
-    async with on(cpus(), doubling()):
-        assert len(_users) >= 1
+    launcher = cpus()
+    async with on(launcher, doubling()):
+        assert launcher in _ray_launcher._users
+    assert launcher not in _ray_launcher._users
     assert ray.is_initialized()
-    assert _begun is None
+    assert _ray_launcher._begun is None
+
+
+async def test_what_ray_does_not_like_at_the_start_is_an_error_of_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with another")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(WorkerStartError, match="could not be started: Ray cannot be used: Version"):
+        await on(cpus(), doubling()).open()
+
+
+async def test_a_pool_that_does_not_wait_for_a_connection_leaves_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connecting, connected = threading.Event(), threading.Event()
+    join = _ray_launcher._join
+
+    def slowly(launcher: RayLauncher, address: str | None) -> None:
+        connecting.set()
+        assert connected.wait(15)
+        join(launcher, address)
+
+    monkeypatch.setattr(_ray_launcher, "_join", slowly)
+    launcher = cpus()
+    pool = on(launcher, doubling(), start_timeout=0.05)
+    with pytest.raises(WorkerStartError, match="it waits for a connection to Ray"):
+        await pool.open()
+    assert connecting.is_set()
+    connected.set()
+    await until(lambda: launcher._connected and launcher not in _ray_launcher._users)
 
 
 async def test_devices_are_not_for_actors() -> None:

@@ -151,21 +151,25 @@ class RayLauncher:
     def kill(self) -> None:
         """End every worker now, and what was begun for them."""
         self._closed = True
-        for worker in list(self._workers):
-            worker.kill("belongs to a pool that was closed")
-        _leave(self)
+        self._kill_workers()
+        if self._connected:
+            _leave(self)
 
     async def aclose(self) -> None:
         """End every worker, and what was begun for them."""
         self._closed = True
+        self._kill_workers()
+        if self._connected:
+            await anyio.to_thread.run_sync(_leave, self)
+
+    def _kill_workers(self) -> None:
         for worker in list(self._workers):
             worker.kill("belongs to a pool that was closed")
-        await anyio.to_thread.run_sync(_leave, self)
 
     def _connect(self) -> None:
         _join(self, self._address)
         self._connected = True
-        if self._closed:  # the pool did not wait for it
+        if self._closed:  # the pool did not wait for it, and did not leave
             _leave(self)
 
     def _create(self) -> tuple[Any, str]:
@@ -375,7 +379,7 @@ def _join(launcher: RayLauncher, address: str | None) -> None:
     """Have a launcher use Ray, and begin that if nobody has.
 
     Raises:
-        OSError: there is no cluster at the address.
+        OSError: there is no cluster at the address, or none that would have us.
     """
     import ray
 
@@ -383,7 +387,10 @@ def _join(launcher: RayLauncher, address: str | None) -> None:
     with _lock:
         if not ray.is_initialized():
             _check_reachable(address or os.environ.get("RAY_ADDRESS"))
-            _begun = _Begun(address)
+            try:
+                _begun = _Begun(address)
+            except Exception as error:  # of many types: another version, a full disk
+                raise ConnectionError(f"Ray cannot be used: {error}") from error
         _users.add(launcher)
 
 
