@@ -1,13 +1,15 @@
 """A plugin of pytest: the tests of the pool, with workers that are Ray actors.
 
-``python -m pytest -p tests.on_ray`` and the files that `SHARED` names; `tests.test_ray` does so, in
-a process of its own, because Ray starts threads and processes in whatever imports it. The tests
-are the same that local workers have to pass, those of them that speak of what a `RayLauncher` has
+``RAY_TMPDIR=… python -m pytest -p tests.on_ray`` and the files that `SHARED` names; `tests.test_ray`
+does so, in a process of its own, because Ray starts threads and processes in whatever imports it.
+The tests are the same that local workers have to pass, those of them that speak of what a `RayLauncher` has
 to do: requests and answers, errors, deadlines, deaths, reloads, resizes, ends.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,16 +76,15 @@ def files() -> list[str]:
 
 
 def actors() -> list[int]:
-    """Return the process ids of all actors of ours on this machine."""
+    """Return the process ids of our actors: they inherit what tells Ray where to put its files."""
+    ours = f"RAY_TMPDIR={os.environ['RAY_TMPDIR']}".encode()
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            try:
-                title = (folder / "cmdline").read_bytes()
-            except OSError:  # it has ended meanwhile
-                continue
-            if title.startswith(b"ray::Host"):
-                found.append(int(folder.name))
+            with contextlib.suppress(OSError):  # of another user, or ended meanwhile
+                named = (folder / "cmdline").read_bytes().startswith(b"ray::Host")
+                if named and ours in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
     return found
 
 
