@@ -1,9 +1,10 @@
 """A plugin of pytest: the tests of the pool, with workers that are Ray actors.
 
-``RAY_TMPDIR=… python -m pytest -p tests.on_ray`` and the files that `SHARED` names; `tests.test_ray`
-does so, in a process of its own, because Ray starts threads and processes in whatever imports it.
-The tests are the same that local workers have to pass, those of them that speak of what a `RayLauncher` has
-to do: requests and answers, errors, deadlines, deaths, reloads, resizes, ends.
+``RAY_TMPDIR=… python -m pytest -p tests.on_ray`` and the files that `SHARED` names;
+`tests.test_ray` does so, in a process of its own, because Ray starts threads and processes in
+whatever imports it. The tests are the same that local workers have to pass, those of them that
+speak of what a `RayLauncher` has to do: requests and answers, errors, deadlines, deaths, reloads,
+resizes, ends.
 """
 
 from __future__ import annotations
