@@ -133,7 +133,7 @@ class RayLauncher:
             await anyio.to_thread.run_sync(self._connect, abandon_on_cancel=True)
         if self._closed:  # meanwhile
             raise ChildProcessError("the launcher is closed")
-        actor, waits_for = await anyio.to_thread.run_sync(self._create)
+        actor, waits_for = await anyio.to_thread.run_sync(self._create, abandon_on_cancel=True)
         listener.waits_for(waits_for)
         try:
             pid = await actor.pid.remote()
