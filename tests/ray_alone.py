@@ -120,6 +120,15 @@ async def test_the_death_of_an_actor_is_told_in_words(die: Any, said: str) -> No
     assert (caught.value.cause == "") == (caught.value.exitcode == 3)
 
 
+async def test_the_death_of_an_idle_actor_is_told_though_nobody_asks_for_it() -> None:
+    async with on(cpus(), doubling(), retries=0) as pool:
+        (worker,) = pool.workers()
+        os.kill(worker.pid, signal.SIGKILL)
+        await until(lambda: pool.statistics().restarts)
+        await pool.wait_ready()
+        assert (await pool.predict([1.0])).tolist() == [2.0]
+
+
 async def test_a_cancelled_error_of_the_model_cancels_no_caller() -> None:
     def predict(_: Any) -> Any:
         raise asyncio.CancelledError
