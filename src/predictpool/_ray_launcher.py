@@ -345,7 +345,8 @@ class _Begun:
         self._done: Future[str] = Future()
         self._over = threading.Event()
         # A daemon, so that a program ends that closes no pool.
-        threading.Thread(target=self._run, name="predictpool ray", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="predictpool ray", daemon=True)
+        self._thread.start()
         self._job = self._done.result()
 
     def _run(self) -> None:
@@ -367,6 +368,7 @@ class _Begun:
         if ray.is_initialized() and _job() == self._job:
             ray.shutdown()
         self._over.set()
+        self._thread.join()
 
 
 def _job() -> str:
