@@ -522,7 +522,7 @@ MUTATIONS = [
     Mutation(
         "a pool that is closed while it looks for GPUs starts nothing",
         "_pool.py",
-        "if self._phase is not _Phase.NEW:\n            raise PoolClosed(",
+        "if self._phase is _Phase.CLOSED:\n            raise PoolClosed(",
         "if False:\n            raise PoolClosed(",
         "test_placement::test_a_pool_that_is_closed_while_it_looks_for_gpus_starts_nothing",
     ),

@@ -220,6 +220,11 @@ def test_gpu_workers_get_what_cpu_workers_leave_of_the_cores() -> None:
     assert one.cores == other.cores == (0, 1, 2, 3)
 
 
+def test_a_uuid_is_not_found_among_numbers_of_cudas_own_order() -> None:
+    with pytest.raises(ValueError, match=r"gpu:0 is 1; .* set CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        plan(parse_devices("gpu:GPU-b", None), None, Machine((0, 1), 2, ("1",)))
+
+
 def test_under_a_quota_gpus_share_its_threads() -> None:
     devices = planned("auto", count=2, gpus=("GPU-a",))
     assert devices == [Device("gpu", (0, 1, 2, 3), 2, "GPU-a")]

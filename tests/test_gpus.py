@@ -31,6 +31,8 @@ class FakeNvml(ModuleType):
 
     class NVMLError_NotFound(NVMLError): ...
 
+    class NVMLError_NoPermission(NVMLError): ...
+
     def __init__(self, cards: tuple[Card, ...], broken: str = "") -> None:
         super().__init__("pynvml")
         self.cards, self.broken, self.opened = cards, broken, 0
@@ -47,6 +49,8 @@ class FakeNvml(ModuleType):
         return len(self.cards)
 
     def nvmlDeviceGetHandleByIndex(self, number: int) -> Card:
+        if self.cards[number].uuid == "GPU-not-ours":
+            raise self.NVMLError_NoPermission
         return self.cards[number]
 
     def nvmlDeviceGetUUID(self, handle: Card | str) -> str:
@@ -98,6 +102,11 @@ def test_a_divided_gpu_is_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable_gpus(required=False) == ("MIG-1", "MIG-2", "GPU-b")
 
 
+def test_a_gpu_of_another_container_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, FakeNvml((Card("GPU-not-ours", "H100"), *ALIKE)))
+    assert usable_gpus(required=True) == tuple(card.uuid for card in ALIKE)
+
+
 def test_the_setting_of_the_application_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, FakeNvml(ALIKE))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
@@ -123,6 +132,8 @@ def test_the_setting_of_the_application_is_respected(monkeypatch: pytest.MonkeyP
         ("GPU-b,GPU-x,0", ("GPU-b",)),
         ("GPU-ab", ("GPU-ab",)),
         ("GPU-a", ()),  # of two
+        ("0,2,0", ()),  # a GPU that comes twice makes CUDA see none
+        ("GPU-b,2", ()),
     ],
 )
 def test_what_the_setting_lets_through(setting: str, expected: tuple[str, ...]) -> None:

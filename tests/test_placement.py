@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes.util
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.to_thread
 import pytest
 
 from predictpool import (
@@ -24,8 +29,9 @@ from predictpool import (
     _template,
 )
 from predictpool._local_launcher import worker_environment
+from predictpool.testing import InlinePool
 from tests.conftest import Family
-from tests.pools import ONE_LOOP, POOL_TEST, doubling
+from tests.pools import ONE_LOOP, POOL_TEST, both_pools, doubling
 
 pytestmark = POOL_TEST
 
@@ -271,6 +277,182 @@ async def test_a_pool_that_is_closed_while_it_looks_for_gpus_starts_nothing(
     assert nothing_left.pids() == []
 
 
+async def test_an_open_that_is_cancelled_does_not_wait_for_the_driver(
+    monkeypatch: pytest.MonkeyPatch, nothing_left: Family
+) -> None:
+    answers, asked, done = threading.Event(), anyio.Event(), anyio.Event()
+
+    def find(**_: Any) -> tuple[str, ...]:
+        anyio.from_thread.run_sync(asked.set)
+        answers.wait()
+        anyio.from_thread.run_sync(done.set)
+        return ()
+
+    monkeypatch.setattr("predictpool._local_launcher.has_driver", lambda: True)
+    monkeypatch.setattr("predictpool._local_launcher.usable_gpus", find)
+    pool = PredictorPool(doubling())
+    async with anyio.create_task_group() as group:
+        group.start_soon(pool.open)
+        await asked.wait()
+        group.cancel_scope.cancel()
+    answers.set()
+    with contextlib.suppress(RuntimeError):  # on asyncio its thread cannot call back any more
+        await done.wait()
+    assert nothing_left.pids() == []
+
+
+async def test_a_pool_that_is_opened_twice_while_it_looks_for_gpus_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = PredictorPool(doubling(), workers=1)
+
+    def find(**_: Any) -> tuple[str, ...]:
+        both.wait()
+        return ()
+
+    both = threading.Barrier(2)
+    errors = []
+
+    async def open_it() -> None:
+        try:
+            await pool.open()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    monkeypatch.setattr("predictpool._local_launcher.has_driver", lambda: True)
+    monkeypatch.setattr("predictpool._local_launcher.usable_gpus", find)
+    async with anyio.create_task_group() as group:
+        group.start_soon(open_it)
+        group.start_soon(open_it)
+    assert [error.partition(";")[0] for error in errors] == ["this pool is opening"]
+    await pool.aclose()
+
+
+@several_cores
+async def test_what_the_thread_that_looked_for_gpus_may_use_counts_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("predictpool._local_launcher.has_driver", lambda: True)
+    monkeypatch.setattr("predictpool._local_launcher.usable_gpus", lambda **_: ())
+    await anyio.to_thread.run_sync(os.getpid)  # a thread that may use all cores, and stays
+    os.sched_setaffinity(0, CORES[-1:])
+    try:
+        async with PredictorPool(doubling()) as pool:
+            assert [device.cores for device in pool.plan()] == [(CORES[-1],)]
+    finally:
+        os.sched_setaffinity(0, CORES)
+
+
+@with_two_gpus
+async def test_what_the_application_hides_after_a_plan_is_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "predictpool._local_launcher.usable_gpus",
+        lambda **_: () if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else GPUS,
+    )
+    pool = PredictorPool(doubling(), workers=1)
+    assert [device.kind for device in pool.plan()] == ["gpu"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    async with pool:
+        assert [device.kind for device in pool.plan()] == ["cpu"]
+
+
+async def test_gpus_are_looked_for_once_and_not_where_only_cores_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def find(**_: Any) -> tuple[str, ...]:
+        asked.append(threading.get_ident())
+        return ()
+
+    monkeypatch.setattr("predictpool._local_launcher.has_driver", lambda: True)
+    monkeypatch.setattr("predictpool._local_launcher.usable_gpus", find)
+    async with PredictorPool(doubling(), devices="cpu", workers=1) as pool:
+        await pool.resize(2)
+    assert asked == []
+    async with PredictorPool(doubling(), workers=1) as pool:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # too late
+        await pool.resize(2)
+    assert len(asked) == 1
+    assert asked != [threading.get_ident()]
+
+
+async def test_without_a_driver_no_thread_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anyio.to_thread.run_sync", None)
+    async with PredictorPool(doubling(), workers=1):
+        pass
+
+
+@several_cores
+async def test_a_pool_is_made_smaller_whatever_the_application_may_use_by_then() -> None:
+    devices = [f"cpu:{CORES[0]}", f"cpu:{CORES[1]}"]
+    async with PredictorPool(doubling(), devices=devices) as pool:
+        os.sched_setaffinity(0, CORES[:1])
+        try:
+            await pool.resize(1)
+        finally:
+            os.sched_setaffinity(0, CORES)
+        assert pool.statistics().workers == 1
+
+
+@several_cores
+async def test_a_worker_that_is_started_later_has_the_environment_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with PredictorPool(telling(), devices=ALL) as pool:
+        before = await pool.predict([1.0])
+        for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+            monkeypatch.setenv(name, "7")
+        await pool.reload()
+        assert await pool.predict([1.0]) == before
+
+
+async def test_a_forked_worker_has_one_thread_of_openmp() -> None:
+    name = ctypes.util.find_library("gomp")
+    if name is None:
+        pytest.skip("needs GNU's OpenMP")
+
+    def load() -> Any:
+        library = ctypes.CDLL(name)
+        return lambda _: {"threads": library.omp_get_max_threads(), "cores": os.cpu_count()}
+
+    predictor = FunctionPredictor[Any](load, preload=("tests.openmp",))
+    async with PredictorPool(predictor, workers=1) as pool:
+        assert (await pool.predict([1.0]))["threads"] == 1
+
+
+@both_pools
+async def test_the_kind_of_a_device_is_told_to_the_predictor() -> None:
+    class Telling:
+        preload: tuple[str, ...] = ()
+        row_wise = True
+        signature = None
+
+        def load(self, device: Device) -> None:
+            self.kind = device.kind
+
+        def predict(self, features: Any) -> Any:
+            return [self.kind for _ in features]
+
+        def close(self) -> None: ...
+
+    devices = ["cpu", f"cpu:{CORES[0]}"]
+    async with PredictorPool(Telling(), devices=devices) as pool:
+        assert len(pool.plan()) == 2
+        assert await pool.predict([1.0]) == ["cpu"]
+        await pool.resize(1)
+        assert len(pool.plan()) == 1
+
+
+async def test_an_inline_pool_has_gpus_by_name() -> None:
+    async with InlinePool(doubling(), devices=["cpu", "gpu:7"]) as pool:
+        assert [device.kind for device in pool.plan()] == ["cpu", "gpu"]
+        await pool.resize(1)
+        assert [device.kind for device in pool.plan()] == ["cpu"]
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "predictpool", "devices", *arguments],
@@ -299,7 +481,8 @@ def test_the_command_line_says_the_plan() -> None:
     [
         (["gpu:0"], "devices has 'gpu:0', but this process may use no GPU"),
         (["tpu"], "devices has 'tpu', expected \"auto\""),
-        (["cpu", "cpu", "--workers", "3"], "devices lists 2, one for each worker"),
+        (["cpu", "cpu", "--workers", "3"], "devices lists 2, one for each worker, and workers is"),
+        (["cpu", "cpu", "--workers", "1"], "devices lists 2, one for each worker, and workers is"),
     ],
 )
 def test_a_plan_that_cannot_be_is_one_line_of_the_command(arguments: list[str], line: str) -> None:
@@ -319,8 +502,11 @@ def test_a_template_that_has_opened_a_gpu_does_not_fork(
     (tmp_path / "0").symlink_to("/dev/null")
     (tmp_path / "1").touch()  # as one that is closed meanwhile
     assert not _template._holds_gpu(str(tmp_path))
-    (tmp_path / "2").symlink_to("/dev/nvidiactl")
-    assert _template._holds_gpu(str(tmp_path))
+    assert not _template._holds_gpu(str(tmp_path / "nowhere"))
+    for number, device in enumerate(("/dev/nvidiactl", "/dev/dxg")):
+        (tmp_path / str(number + 2)).symlink_to(device)
+        assert _template._holds_gpu(str(tmp_path))
+        (tmp_path / str(number + 2)).unlink()
     monkeypatch.setattr(_template, "_count_threads", lambda: 1)
     monkeypatch.setattr(_template, "_holds_gpu", lambda: True)
     assert "has opened a GPU" in _template._why_not_to_fork()

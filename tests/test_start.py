@@ -200,7 +200,7 @@ async def test_workers_work_the_same_forked_and_started_afresh(
         with pytest.raises(TypeError, match=r"could not convert|ufunc|unsupported|can't multiply"):
             await pool.predict(np_objects())
     said = [record.getMessage() for record in caplog.records]
-    assert said.count("workers are started afresh, not forked: the launcher says so") == (not fork)
+    assert said.count("a worker is started afresh, not forked: the launcher says so") == (not fork)
 
 
 def np_objects() -> Any:
@@ -273,7 +273,7 @@ async def test_a_template_with_threads_starts_workers_afresh_and_says_so(
     )
     async with PredictorPool(doubling(preload=(name,)), workers=1) as pool:
         assert (await pool.predict([1.0])).tolist() == [2.0]
-    assert "workers are started afresh, not forked: the template has 2 threads" in caplog.text
+    assert "a worker is started afresh, not forked: the template has 2 threads" in caplog.text
 
 
 @ONE_LOOP

@@ -1,6 +1,7 @@
 """An ONNX model in a pool, run by ONNX Runtime. Needs onnxruntime, and onnx to make the model."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def load():
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # a worker is pinned to one core
+    options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])  # of the worker's device
     session = onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda features: dict(zip(names, session.run(names, features), strict=True))

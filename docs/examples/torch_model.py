@@ -1,6 +1,7 @@
 """A PyTorch model in a pool. Needs torch."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def build_model():
 def load():
     import torch
 
-    torch.set_num_threads(1)  # a worker is pinned to one core
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # those of the worker's device
     model = build_model()
     model.load_state_dict(torch.load(WEIGHTS, weights_only=True))
     model.eval()

@@ -202,7 +202,13 @@ class Bench:
         rows = 1
         for batch in BATCHES:
             self._report("Starting workers", self._done, self._total)
-            options = {"max_batch_size": batch * rows, "max_waiting": None, "timeout": None}
+            # On cores: workers that shared a GPU would say nothing about how many there should be.
+            options = {
+                "devices": "cpu",
+                "max_batch_size": batch * rows,
+                "max_waiting": None,
+                "timeout": None,
+            }
             pool = await opened(self._predictor, self._given, start_timeout, **options)
             try:
                 if batch == 1:

@@ -280,7 +280,9 @@ def _add_serve(app: "typer.Typer") -> None:
         port: Annotated[int, typer.Option(min=0, max=65535, help="0 for one that is free.")] = 8000,
         workers: Annotated[
             int | None,
-            typer.Option(min=1, help="Processes that predict.", show_default="one for each core"),
+            typer.Option(
+                min=1, help="Processes that predict.", show_default="one for each core or GPU"
+            ),
         ] = None,
         max_batch_size: Annotated[
             int, typer.Option(min=1, help="Rows of different requests in one call of the model.")
@@ -411,7 +413,9 @@ def _add_score(app: "typer.Typer") -> None:
         ] = "",
         workers: Annotated[
             int | None,
-            typer.Option(min=1, help="Processes in the pool.", show_default="one for each core"),
+            typer.Option(
+                min=1, help="Processes in the pool.", show_default="one for each core or GPU"
+            ),
         ] = None,
         request_rows: Annotated[
             int, typer.Option(min=1, help="Rows in each request; fewer where rows are large.")

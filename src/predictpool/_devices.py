@@ -305,8 +305,14 @@ def _number_of(wish: Wish, gpus: tuple[str, ...]) -> int:
     if wish.gpu in gpus:
         return gpus.index(str(wish.gpu))
     allowed = ", ".join(f"gpu:{number} is {gpu}" for number, gpu in enumerate(gpus))
+    why = "CUDA_VISIBLE_DEVICES and the container decide about that"
+    if isinstance(wish.gpu, str) and any(map(str.isdecimal, gpus)):
+        why = (
+            "CUDA_VISIBLE_DEVICES has numbers that CUDA counts in an order of its own: have UUIDs "
+            "there, or set CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        )
     raise ValueError(
         f"devices has {wish.text!r}, but this process may use "
         + (f"these alone: {allowed}" if gpus else "no GPU")
-        + "; CUDA_VISIBLE_DEVICES and the container decide about that"
+        + f"; {why}"
     )

@@ -73,7 +73,7 @@ def allowed(cards: tuple[Card, ...], setting: str | None, order: str | None) -> 
     Args:
         cards: in the order of the PCI bus.
         setting: CUDA_VISIBLE_DEVICES. As for CUDA, what follows an entry that is none counts
-            for nothing.
+            for nothing, and one that comes twice means that there is no GPU at all.
         order: CUDA_DEVICE_ORDER. Without ``"PCI_BUS_ID"`` CUDA counts GPUs of several kinds in
             an order of its own: then a number of the user's stays what it is.
     """
@@ -86,7 +86,7 @@ def allowed(cards: tuple[Card, ...], setting: str | None, order: str | None) -> 
         if gpu is None:
             break
         found.append(gpu)
-    return tuple(found)
+    return tuple(found) if len(set(found)) == len(found) else ()
 
 
 def _undivided(card: Card) -> tuple[str, ...]:
@@ -125,15 +125,19 @@ def _cards() -> tuple[Card, ...]:
     try:
         nvml.nvmlInit()
         try:
-            return tuple(_card(nvml, number) for number in range(nvml.nvmlDeviceGetCount()))
+            found = (_card(nvml, number) for number in range(nvml.nvmlDeviceGetCount()))
+            return tuple(card for card in found if card is not None)
         finally:
             nvml.nvmlShutdown()
     except nvml.NVMLError as error:
         raise OSError(f"NVIDIA's driver does not list its GPUs: {error}") from error
 
 
-def _card(nvml: Any, number: int) -> Card:
-    card = nvml.nvmlDeviceGetHandleByIndex(number)
+def _card(nvml: Any, number: int) -> Card | None:
+    try:
+        card = nvml.nvmlDeviceGetHandleByIndex(number)
+    except nvml.NVMLError_NoPermission:  # counted, but another container's
+        return None
     return Card(nvml.nvmlDeviceGetUUID(card), nvml.nvmlDeviceGetName(card), _parts(nvml, card))
 
 

@@ -77,7 +77,8 @@ class LocalLauncher:
         if not isinstance(fork, bool):
             raise TypeError(f"fork is {fork!r}, expected True or False")
         self._fork = fork
-        self._gpus: tuple[str, ...] | None = None
+        self._gpus: dict[str | None, tuple[str, ...]] = {}  # by CUDA_VISIBLE_DEVICES
+        self._users: dict[str, str] | None = None
         self._backend: Backend | None = None
         self._preload: tuple[str, ...] = ()
         self._forks = fork
@@ -88,29 +89,35 @@ class LocalLauncher:
 
     def plan_blocks(self, wishes: Wishes) -> bool:
         """Whether `plan` has to look for GPUs; see `Launcher`."""
-        return self._gpus is None and looks_for_gpus(wishes) and has_driver()
+        return looks_for_gpus(wishes) and self._setting not in self._gpus and has_driver()
 
     def plan(self, wishes: Wishes, workers: int | None) -> list[Device]:
         """Return a device for each worker; see `Launcher`."""
-        if self._gpus is None and looks_for_gpus(wishes):
-            self._gpus = usable_gpus(required=asks_for_gpus(wishes))
+        _check_system()
+        setting = self._setting
+        if looks_for_gpus(wishes) and setting not in self._gpus:
+            self._gpus[setting] = usable_gpus(required=asks_for_gpus(wishes))
         cores = available_cores()
-        return plan(wishes, workers, Machine(cores, worth(cores), self._gpus or ()))
+        return plan(wishes, workers, Machine(cores, worth(cores), self._gpus.get(setting, ())))
+
+    @property
+    def _setting(self) -> str | None:
+        # What counts is what it is when the pool opens.
+        users = os.environ if self._users is None else self._users
+        return users.get("CUDA_VISIBLE_DEVICES")
 
     def bind(self, backend: Backend, preload: tuple[str, ...], devices: Sequence[Device]) -> None:
         """Belong to one pool and its event loop, from now on; see `Launcher`.
 
         Raises:
             RuntimeError: it belongs to a pool already.
-            OSError: this system lacks what the processes need.
         """
         if self._backend is not None:
             raise RuntimeError("this launcher belongs to another pool: make one for each pool")
-        _check_system()
-        self._backend, self._preload = backend, preload
+        self._backend, self._preload, self._users = backend, preload, dict(os.environ)
         self._forks = any(self._why_afresh(device) == "" for device in devices)
         if not any(device.gpu for device in devices):
-            self._env = _without_gpu(os.environ)
+            self._env = _without_gpu(self._users)
 
     async def start(self, start: Start, listener: Listener) -> WorkerHandle:
         """Start a worker and send it what it has to load."""
@@ -141,6 +148,7 @@ class LocalLauncher:
 
     async def _running_template(self) -> _Template:
         assert self._backend is not None
+        assert self._users is not None
         async with self._lock:
             if self._closed:  # while this start waited for another one
                 raise ChildProcessError("the launcher is closed")
@@ -150,7 +158,7 @@ class LocalLauncher:
                 self._templates.remove(template)
                 template.kill()
             if not self._templates or self._templates[-1].gone:
-                template = _Template(self._backend, self._imports(), self._env)
+                template = _Template(self._backend, self._imports(), self._users, self._env)
                 self._templates.append(template)
                 try:
                     await template.wait_ready()
@@ -195,9 +203,20 @@ def _check_system() -> None:
 
 
 class _Template:
-    def __init__(self, backend: Backend, preload: list[str], env: dict[str, str]) -> None:
+    """The template.
+
+    Args:
+        users: the application's environment.
+        env: what the template's has instead of it.
+    """
+
+    def __init__(
+        self, backend: Backend, preload: list[str], users: dict[str, str], env: dict[str, str]
+    ) -> None:
         self.gone = False
         self._backend = backend
+        self._users = users
+        self._told_afresh: set[str] = set()
         self._started: dict[int, anyio.Event] = {}
         self._pids: dict[int, tuple[int, int]] = {}
         self._early: dict[int, int] = {}
@@ -217,7 +236,7 @@ class _Template:
                 pass_fds=(control.fileno(), lifeline),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
-                env={**_DEFAULTS, **os.environ, **_FORCED, **env},
+                env={**_DEFAULTS, **users, **_FORCED, **env},
             )
             on_failure.pop_all()
         _alive.add(self)
@@ -284,7 +303,7 @@ class _Template:
     async def _order(self, device: Device, afresh: str, descriptors: list[int]) -> tuple[int, int]:
         self._count += 1
         number = self._count
-        env = worker_environment(device, os.environ)
+        env = worker_environment(device, self._users)
         order = {"start": number, "afresh": afresh, "cores": device.cores, "env": env}
         rights = array.array("i", descriptors)
         self._started[number] = event = anyio.Event()
@@ -342,11 +361,16 @@ class _Template:
                 logger.warning("the template could not import everything:\n%s", message["failed"])
             self._ready.set()
         elif "started" in message:
-            if message["afresh"] and self._count == message["started"] == 1:
-                logger.info("workers are started afresh, not forked: %s", message["afresh"])
+            self._tell_afresh(message["afresh"])
             self._on_started(message["started"], message["pid"], descriptors)
         else:
             self._on_ended(message["ended"], message["status"])
+
+    def _tell_afresh(self, why: str) -> None:
+        """Say once for each reason that a worker was not forked."""
+        if why and why not in self._told_afresh:
+            self._told_afresh.add(why)
+            logger.info("a worker is started afresh, not forked: %s", why)
 
     def _on_started(self, number: int, pid: int, descriptors: list[int]) -> None:
         # Without a descriptor (this process has no number left for one), and where whoever

@@ -72,8 +72,9 @@ class PredictorPool(Generic[OutputsT]):
         devices: where the workers are: ``"auto"``, ``"cpu"``, ``"cpu:0-3"``, ``"gpu:0"``,
             ``"gpu:GPU-<uuid>"``, ``"gpu:MIG-<uuid>"``; one for all of them, or a list with one
             for each. ``"auto"`` is the GPUs in turn, where there are any, or else ``"cpu"``, which
-            is one core for each worker, in turn. GPUs are numbered as in ``nvidia-smi``, or
-            within the CUDA_VISIBLE_DEVICES of this process. `plan` says what comes of it.
+            is one core for each worker, in turn. GPUs are numbered as in ``nvidia-smi``, each
+            part of a divided one counting, or within the CUDA_VISIBLE_DEVICES of this process.
+            `plan` says what comes of it.
             Where they are not alike, each request goes to the worker expected to answer it first.
         max_batch_size: at most so many rows run in one call of the model. A request with
             more rows runs alone.
@@ -208,10 +209,7 @@ class PredictorPool(Generic[OutputsT]):
             OSError: this system lacks what the processes need.
             ModuleNotFoundError: ``devices`` has a GPU, and nvidia-ml-py is not installed.
         """
-        if self._phase is not _Phase.NEW:
-            raise RuntimeError(
-                f"this pool is {self._phase.value}; a pool is opened once: make another one"
-            )
+        self._check_new()
         if LOADING.is_set():
             raise RuntimeError(
                 "a worker that loads its predictor opens a pool itself: the predictor's module "
@@ -352,7 +350,7 @@ class PredictorPool(Generic[OutputsT]):
         """
         supervisor = self._open_supervisor()
         _check_count("workers", workers, 1)
-        await supervisor.resize(self._launcher.plan(self._wishes, workers))
+        await supervisor.resize(workers, lambda: self._launcher.plan(self._wishes, workers))
 
     # --- predicting ----------------------------------------------------------------
 
@@ -489,14 +487,23 @@ class PredictorPool(Generic[OutputsT]):
         """Return where the workers live."""
         return LocalLauncher() if given is None else given
 
+    def _check_new(self) -> None:
+        if self._phase is not _Phase.NEW:
+            raise RuntimeError(
+                f"this pool is {self._phase.value}; a pool is opened once: make another one"
+            )
+
     async def _planned(self) -> list[Device]:
         launcher, wishes, workers = self._launcher, self._wishes, self._workers
         if not launcher.plan_blocks(wishes):
             return launcher.plan(wishes, workers)
-        devices = await anyio.to_thread.run_sync(launcher.plan, wishes, workers)
-        if self._phase is not _Phase.NEW:
+        # It looks for what takes long to find; whoever does not wait for that leaves it behind.
+        await anyio.to_thread.run_sync(launcher.plan, wishes, workers, abandon_on_cancel=True)
+        if self._phase is _Phase.CLOSED:
             raise PoolClosed("the pool was closed while it was opening")
-        return devices
+        self._check_new()
+        # Once more, as this thread: what it may use is not what another one may.
+        return launcher.plan(wishes, workers)
 
     def _submit(
         self, features: Any, one: bool, timeout: float | _PoolsOwn | None

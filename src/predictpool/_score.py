@@ -117,7 +117,7 @@ def run(
         path: of the file to read; its name tells the format.
         output_path: of the file to write, in the format that its name tells.
         keep: columns of the input that the output gets, too.
-        workers: processes in the pool; None for one for each core.
+        workers: processes in the pool; None for one for each core or GPU.
         request_rows: rows in each request, and so in each call of a row-wise model.
         features: ``MODULE:FEATURES``, what to warm up with.
         start_timeout: seconds that each worker may take to start.

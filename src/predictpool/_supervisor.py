@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import anyio
@@ -150,19 +151,23 @@ class Supervisor:
                 if old is not None:
                     await _part_with(old)
 
-    async def resize(self, devices: list[Device]) -> None:
-        """Have as many slots as there are devices.
+    async def resize(self, workers: int, plan: Callable[[], list[Device]]) -> None:
+        """Have so many slots.
+
+        Args:
+            plan: returns a device for each; asked only where more are needed than there are.
 
         Raises:
+            Exception: what ``plan`` raises.
             WorkerStartError: a new worker failed; those that are ready stay.
             PoolClosed: the pool was closed meanwhile.
         """
         async with self._changing:
             self._check_open()
-            if len(devices) > len(self.slots):
-                await self._grow(devices)
+            if workers > len(self.slots):
+                await self._grow(plan())
             else:
-                await self._shrink(len(devices))
+                await self._shrink(workers)
 
     def check_source(self, source: ModelSource | None) -> None:
         """Raise ValueError if there is nothing to watch and should be."""

@@ -42,6 +42,8 @@ MAX_MESSAGE = 1 << 20
 # Of a worker, on top of the application's: where they share a core, it gets a third of what
 # the event loop gets.
 _NICENESS = 5
+# What an open GPU is called, the second on WSL.
+_GPUS = ("/dev/nvidia", "/dev/dxg")
 
 
 def main(arguments: list[str]) -> int:
@@ -267,10 +269,11 @@ def _why_not_to_fork() -> str:
 
 def _holds_gpu(folder: str = "/proc/self/fd") -> bool:
     """Whether this process has begun to use NVIDIA's driver."""
-    for name in os.listdir(folder):  # noqa: PTH208 - as below
-        with contextlib.suppress(OSError):  # the one that lists them is gone
-            if os.readlink(f"{folder}/{name}").startswith("/dev/nvidia"):  # noqa: PTH115
-                return True
+    with contextlib.suppress(OSError):  # no /proc here
+        for name in os.listdir(folder):  # noqa: PTH208 - as below
+            with contextlib.suppress(OSError):  # the one that lists them is gone
+                if os.readlink(f"{folder}/{name}").startswith(_GPUS):  # noqa: PTH115
+                    return True
     return False
 
 

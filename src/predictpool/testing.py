@@ -40,7 +40,9 @@ class InlinePool(PredictorPool[OutputsT]):
     and the event loop stands still while one loads or predicts, so that a test runs the same
     way every time. What follows from it:
 
-    - ``workers=None`` means one; ``launcher`` is checked, and not used.
+    - ``workers=None`` means one, or one for each that ``devices`` lists; of them only
+      `Device.kind` counts, as nothing is looked for and nobody is pinned. ``launcher`` is
+      checked, and not used.
     - A timeout that passes while the model runs is told when it has returned.
     - What the predictor imports is imported into this process; TensorFlow keeps the threads
       that it has.
