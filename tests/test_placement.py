@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes.util
 import json
 import logging
@@ -280,12 +279,13 @@ async def test_a_pool_that_is_closed_while_it_looks_for_gpus_starts_nothing(
 async def test_an_open_that_is_cancelled_does_not_wait_for_the_driver(
     monkeypatch: pytest.MonkeyPatch, nothing_left: Family
 ) -> None:
-    answers, asked, done = threading.Event(), anyio.Event(), anyio.Event()
+    answers, asked, done = threading.Event(), anyio.Event(), threading.Event()
+    waited: list[bool] = []
 
     def find(**_: Any) -> tuple[str, ...]:
         anyio.from_thread.run_sync(asked.set)
-        answers.wait()
-        anyio.from_thread.run_sync(done.set)
+        waited.append(answers.wait(10))
+        done.set()
         return ()
 
     monkeypatch.setattr("predictpool._local_launcher.has_driver", lambda: True)
@@ -296,8 +296,8 @@ async def test_an_open_that_is_cancelled_does_not_wait_for_the_driver(
         await asked.wait()
         group.cancel_scope.cancel()
     answers.set()
-    with contextlib.suppress(RuntimeError):  # on asyncio its thread cannot call back any more
-        await done.wait()
+    await anyio.to_thread.run_sync(done.wait)
+    assert waited == [True]
     assert nothing_left.pids() == []
 
 
@@ -349,13 +349,13 @@ async def test_what_the_application_hides_after_a_plan_is_hidden(
 ) -> None:
     monkeypatch.setattr(
         "predictpool._local_launcher.usable_gpus",
-        lambda **_: () if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else GPUS,
+        lambda **_: GPUS[1:] if "CUDA_VISIBLE_DEVICES" in os.environ else GPUS,
     )
     pool = PredictorPool(doubling(), workers=1)
-    assert [device.kind for device in pool.plan()] == ["gpu"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [device.gpu for device in pool.plan()] == ["GPU-a"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     async with pool:
-        assert [device.kind for device in pool.plan()] == ["cpu"]
+        assert [device.gpu for device in pool.plan()] == ["GPU-b"]
 
 
 async def test_gpus_are_looked_for_once_and_not_where_only_cores_are_asked_for(
