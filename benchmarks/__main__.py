@@ -29,6 +29,7 @@ from benchmarks import (
     report,
     routing,
     saved_models,
+    scaling,
     serve,
     soak,
     startup,
@@ -188,6 +189,12 @@ def measure_ray(_: Model, options: Options) -> Measured:
     return measured(found, on_ray.goals(found), on_ray.show, on_ray.promises(found))
 
 
+def measure_scaling(_: Model, options: Options) -> Measured:
+    """Run ``scaling``."""
+    found = scaling.run(quick=options.quick, note=note)
+    return measured(found, [], scaling.show)
+
+
 def measure_startup(model: Model, options: Options) -> Measured:
     """Run ``startup``."""
     found = startup.run(model, quick=options.quick, note=note)
@@ -255,6 +262,7 @@ MEASURES: dict[str, Callable[[Model, Options], Measured]] = {
     "large": measure_large,
     "gpu": measure_gpu,
     "ray": measure_ray,
+    "scaling": measure_scaling,
     "startup": measure_startup,
     "memory": measure_memory,
     "saved": measure_saved,

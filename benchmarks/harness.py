@@ -64,8 +64,12 @@ class Contender:
 
     def order(self, *order: Any) -> Any:
         """Send an order and wait for its result."""
-        self._connection.send(order)
+        self.begin(*order)
         return self.result()
+
+    def begin(self, *order: Any) -> None:
+        """Send an order whose `result` is waited for later: others may work meanwhile."""
+        self._connection.send(order)
 
     def end(self) -> None:
         """Have it end, and wait until it has."""

@@ -35,6 +35,7 @@ class Outcome:
             to 1 ms late with nothing else to do. None where there is no event loop.
         cpu_seconds: user and system, of this process and of its descendants; those that
             ended meanwhile are not in it.
+        own_cpu_seconds: the same of this process alone.
     """
 
     calls: int
@@ -43,6 +44,7 @@ class Outcome:
     p99_seconds: float
     lag_p99_seconds: float | None
     cpu_seconds: float
+    own_cpu_seconds: float
 
     @property
     def calls_per_second(self) -> float:
@@ -115,13 +117,15 @@ async def closed_loop(
         elapsed, spans, lags = time.perf_counter() - began, run.spans[:], run.lags[:]
         spent_then = _cpu_seconds()
         run.going_on = False
+    gone = {process: then - spent.get(process, 0.0) for process, then in spent_then.items()}
     return Outcome(
         calls=len(spans),
         seconds=elapsed,
         p50_seconds=figures.percentile(spans, 50),
         p99_seconds=figures.percentile(spans, 99),
         lag_p99_seconds=figures.percentile(lags, 99),
-        cpu_seconds=sum(s - spent.get(process, 0.0) for process, s in spent_then.items()),
+        cpu_seconds=sum(gone.values()),
+        own_cpu_seconds=gone[psutil.Process()],
     )
 
 

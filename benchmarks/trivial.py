@@ -1,6 +1,8 @@
 """Models that do nothing: what is left is the way there and back. Workers import this module."""
 
 import functools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,37 @@ def ends(values: NDArray[np.float32]) -> NDArray[np.float32]:
     if values.size == 1:
         return _numbers(int(values[0, 0]))
     return np.add(values[:, 0], values[:, -1])
+
+
+def load_waiting(seconds: float) -> Callable[[Any], Any]:
+    """Load a model that waits for something else than a core, as for a GPU, whatever it is asked.
+
+    Args:
+        seconds: of each call.
+    """
+
+    def wait(features: dict[str, Any]) -> Any:
+        time.sleep(seconds)
+        return next(iter(features.values()))
+
+    return wait
+
+
+def load_computing(fixed: float, per_row: float) -> Callable[[Any], Any]:
+    """Load a model that keeps its core busy.
+
+    Args:
+        fixed, per_row: seconds of the core for each call, and for each row besides.
+    """
+
+    def compute(features: dict[str, Any]) -> Any:
+        first = next(iter(features.values()))
+        until = time.thread_time() + fixed + per_row * len(first)
+        while time.thread_time() < until:
+            pass
+        return first
+
+    return compute
 
 
 @functools.cache

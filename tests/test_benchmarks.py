@@ -145,7 +145,7 @@ def test_serve_asks_our_server_over_http_in_both_protocols() -> None:
 
 
 def speed(*rounds: float) -> Any:
-    return [load.Outcome(int(each), 1.0, 0.1, 0.2, None, 1.0) for each in rounds]
+    return [load.Outcome(int(each), 1.0, 0.1, 0.2, None, 1.0, 1.0) for each in rounds]
 
 
 def test_our_server_is_compared_with_the_best_other_one_in_python() -> None:
@@ -242,6 +242,22 @@ def test_an_echo_is_compared_with_the_raw_socket() -> None:
         assert is_ratio(line["to_floor"], line["p50_seconds"], floors[line["bytes"]]["p50_seconds"])
     goals = [(goal["limit"], goal["aim"]) for goal in found["goals"]]
     assert goals == [(4, 3), (3, 2.5), (5, 4)]
+
+
+def test_scaling_compares_more_workers_and_a_second_process() -> None:
+    found = run("scaling", model=None)
+    shown = [(line["loop"], line["workers"], line["rows"]) for line in found["feed"]]
+    assert shown == [
+        *((loop, workers, 1) for loop in ("asyncio", "uvloop") for workers in (1, 2)),
+        *(("asyncio", 2, rows) for rows in (8, 64)),
+    ]
+    for line in found["feed"]:
+        assert line["callers"] * line["rows"] == 128 * line["workers"]
+        assert 0 < line["to_workers"]["median"] < 2  # a batch that began before may end within
+        assert 0 < line["own_cpu_seconds"]["median"] < 1
+    assert [line["kind"] for line in found["spread"]] == ["waiting", "computing"]
+    for line in found["spread"]:
+        assert is_ratio(line["ratio"], line["two"], line["one"])
 
 
 def test_large_arrays_are_compared_with_the_raw_socket_and_watched_from_the_event_loop() -> None:
