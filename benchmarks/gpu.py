@@ -1,9 +1,9 @@
 """From how many rows a GPU is faster than the CPU, by the size of the model.
 
-The model is a perceptron with two hidden layers, in torch and in JAX, as far as they are
-installed. First one caller asks a pool with one worker, on one core, on all cores, or on a GPU,
-for many rows at once. Then many callers ask for one row each, of one worker for each core, or of
-one or two on the GPU.
+The model is a perceptron with two hidden layers, in TensorFlow, in torch and in JAX, as far as
+they are installed. First one caller asks a pool with one worker, on one core, on all cores, or on
+a GPU, for many rows at once. Then many callers ask for one row each, of one worker for each core,
+of one or two on the GPU, or of a mixed pool that has both.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ class Sight:
         gpus: how many GPUs it sees.
         visible: its CUDA_VISIBLE_DEVICES.
         cores, threads: how many it may use, and how many the library runs.
-        memory_bytes: of its GPU; 0 without one.
+        memory_bytes: of its GPU; 0 without one, None where the library does not say.
         held_bytes: what the library keeps of that.
     """
 
@@ -84,7 +84,7 @@ class Sight:
     visible: str
     cores: int
     threads: int | None
-    memory_bytes: int
+    memory_bytes: int | None
     held_bytes: int
 
 
@@ -209,6 +209,8 @@ async def _load(library: str, width: int, size: Size) -> list[Load]:
         pools: dict[str, PredictorPool[Any]] = {"one worker for each core": _pool(predictor, "cpu")}
         if _GPU in places():
             pools |= {f"{_GPU}, {n}": _pool(predictor, "gpu:0", workers=n) for n in (1, 2)}
+            cores = len(pools["one worker for each core"].plan())
+            pools["both"] = _pool(predictor, [*(["cpu"] * cores), "gpu:0"])
         for pool in pools.values():
             await stack.enter_async_context(pool)
             await pool.wait_ready()
@@ -248,9 +250,9 @@ def places() -> dict[str, str]:
 
 
 def _pool(
-    predictor: FunctionPredictor[Any], device: str, *, workers: int | None = None
+    predictor: FunctionPredictor[Any], devices: str | list[str], *, workers: int | None = None
 ) -> PredictorPool[Any]:
-    return PredictorPool(predictor, devices=device, workers=workers, timeout=None)
+    return PredictorPool(predictor, devices=devices, workers=workers, timeout=None)
 
 
 async def _warm_up(pool: PredictorPool[Any], given: dict[int, Rows]) -> None:
@@ -329,6 +331,43 @@ def weights(width: int) -> list[Rows]:
     random = np.random.default_rng(1)
     shapes = ((_FEATURES, width), (width, width), (width, _OUTPUTS))
     return [(random.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32) for shape in shapes]
+
+
+def in_tensorflow(width: int) -> Callable[[], Callable[[Rows], Any]]:
+    """Return what loads the model in TensorFlow."""
+
+    def load() -> Callable[[Rows], Any]:
+        import tensorflow as tf
+
+        first, second, last = (tf.constant(one) for one in weights(width))
+
+        def forward(rows: Any) -> Any:
+            return tf.nn.relu(tf.nn.relu(rows @ first) @ second) @ last
+
+        many_rows = tf.TensorSpec((None, _FEATURES), tf.float32)
+        compiled = tf.function(forward, input_signature=[many_rows])
+
+        def predict(rows: Rows) -> Any:
+            if rows.ndim == 1:
+                return _seen_by_tensorflow(tf)
+            return compiled(rows).numpy()
+
+        return predict
+
+    return load
+
+
+def _seen_by_tensorflow(tf: Any) -> dict[str, Any]:
+    gpus = tf.config.list_physical_devices("GPU")
+    experimental = tf.config.experimental
+    return {
+        "sees": experimental.get_device_details(gpus[0])["device_name"] if gpus else "CPU",
+        "gpus": len(gpus),
+        "threads": int(os.environ["TF_NUM_INTRAOP_THREADS"]),
+        "memory_bytes": None if gpus else 0,
+        "held_bytes": experimental.get_memory_info("GPU:0")["current"] if gpus else 0,
+        **_own(),
+    }
 
 
 def in_torch(width: int) -> Callable[[], Callable[[Rows], Any]]:
@@ -417,7 +456,7 @@ def _own() -> dict[str, Any]:
     }
 
 
-LIBRARIES = {"torch": in_torch, "jax": in_jax}
+LIBRARIES = {"tensorflow": in_tensorflow, "torch": in_torch, "jax": in_jax}
 
 
 # --- for people --------------------------------------------------------------------
@@ -426,7 +465,7 @@ LIBRARIES = {"torch": in_torch, "jax": in_jax}
 def show(paper: Paper, found: Outcome) -> None:
     """Print where the workers were, how long requests take, and from where on the GPU is faster."""
     if not found.lines:
-        paper.print("neither torch nor JAX is installed: pip install torch")
+        paper.print("neither TensorFlow nor torch nor JAX is installed: pip install torch")
         return
     _show_sights(paper, found)
     for width in found.size.widths:
