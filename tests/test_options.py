@@ -320,7 +320,7 @@ WRONG = [
             (option, False, TypeError, f"{option} is False, expected seconds or None"),
         )
     ),
-    ("predictor", lambda x: x, TypeError, "which lacks load, predict, close, preload, row_wise"),
+    ("predictor", len, TypeError, "which lacks load, predict, close, preload, row_wise"),
     ("watch", 0, ValueError, "watch is 0, expected more than 0 seconds, or None"),
     (
         "predictor",
