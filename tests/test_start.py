@@ -109,7 +109,7 @@ async def test_how_a_worker_ended_is_known_where_it_ended_before_its_start_was_n
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # There is no such core, so the worker ends at once.
-    monkeypatch.setattr("predictpool._pool.plan", lambda *_: [Device(cores=(100_000,))])
+    monkeypatch.setattr("predictpool._local_launcher.plan", lambda *_: [Device(cores=(100_000,))])
     on_message = _Template._on_message
 
     def let_the_next_message_come(template: _Template, message: Any, *others: Any) -> None:
