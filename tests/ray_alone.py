@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -80,9 +81,9 @@ async def test_without_workers_there_are_as_many_as_the_cluster_has_room_for(
 async def test_what_ray_has_no_place_for_is_an_error_that_says_what_there_is() -> None:
     launcher = cpus(1, num_gpus=1, resources={"pony": 2})
     with pytest.raises(WorkerStartError) as caught:
-        await on(launcher, doubling(), start_timeout=1.0).open()
+        await on(launcher, doubling(), start_timeout=4.0).open()
     said = str(caught.value)
-    assert "was not ready within start_timeout=1 s: it waits for Ray to find a place for" in said
+    assert "was not ready within start_timeout=4 s: it waits for Ray to find a place for" in said
     assert "1 CPU and 1 GPU and 2 pony; the cluster has 4 CPU (" in said
 
 
@@ -97,8 +98,8 @@ async def test_a_load_that_takes_too_long_is_ended(stage: Stage) -> None:
         stage.hold()
         return lambda x: x
 
-    with pytest.raises(WorkerStartError, match=r"not ready within start_timeout=2 s$"):
-        await on(cpus(), FunctionPredictor(load), start_timeout=2.0).open()
+    with pytest.raises(WorkerStartError, match=r"not ready within start_timeout=5 s$"):
+        await on(cpus(), FunctionPredictor(load), start_timeout=5.0).open()
 
 
 # --- how they end ------------------------------------------------------------------
@@ -107,7 +108,7 @@ async def test_a_load_that_takes_too_long_is_ended(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("die", "said"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "Ray says: The actor is dead because"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "Ray says: The actor"),
         (lambda: sys.exit(3), "exited by itself with status 3"),
     ],
     ids=["killed", "exit"],
@@ -175,7 +176,54 @@ async def test_arrays_of_any_size_come_back_and_are_their_callers() -> None:
                 answer[0, 0] = -1.0
 
 
+async def test_an_actor_that_is_being_placed_ends_with_its_pool(stage: Stage) -> None:
+    def load() -> Callable[[Any], Any]:
+        stage.hold()
+        return lambda x: x
+
+    launcher = cpus()
+    pool = on(launcher, doubling())
+    await pool.open()
+
+    async def reload() -> None:
+        with pytest.raises(PoolClosed):
+            await pool.reload(FunctionPredictor(load))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(reload)
+        await until(lambda: launcher._starting)
+        await pool.aclose()
+    assert gone_within(5)
+
+
+async def test_a_large_batch_needs_none_of_the_applications_threads() -> None:
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    before, limiter.total_tokens = limiter.total_tokens, 1
+    rows = np.zeros((2, 100_000))
+    try:
+        async with on(cpus(), doubling(), timeout=20.0) as pool:
+            ask = partial(anyio.from_thread.run, pool.predict, rows)
+            answer: Any = await anyio.to_thread.run_sync(ask)
+            assert np.array_equal(answer, rows)
+    finally:
+        limiter.total_tokens = before
+
+
 # --- the connection ----------------------------------------------------------------
+
+
+async def test_an_address_of_another_cluster_is_refused() -> None:
+    launcher = RayLauncher(address="127.0.0.1:1", num_cpus=0)
+    with pytest.raises(WorkerStartError, match="this program is connected to the Ray cluster at"):
+        await on(launcher, doubling()).open()
+
+
+async def test_ray_keeps_one_class_of_a_launcher_however_many_workers_start() -> None:
+    launcher = cpus()
+    async with on(launcher, doubling()) as pool:
+        first = launcher._actor_class
+        await pool.reload()
+        assert launcher._actor_class is first
 
 
 async def test_ray_that_the_program_has_begun_is_left_alone() -> None:
@@ -204,22 +252,28 @@ async def test_what_ray_does_not_like_at_the_start_is_an_error_of_the_start(
 async def test_a_pool_that_does_not_wait_for_a_connection_leaves_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    connecting, connected = threading.Event(), threading.Event()
-    join = _ray_launcher._join
+    connecting, connected, left = threading.Event(), threading.Event(), threading.Event()
+    join, leave = _ray_launcher._join, _ray_launcher._leave
 
     def slowly(launcher: RayLauncher, address: str | None) -> None:
         connecting.set()
         assert connected.wait(15)
         join(launcher, address)
 
+    def leave_and_say_so(launcher: RayLauncher | None) -> None:
+        leave(launcher)
+        left.set()
+
     monkeypatch.setattr(_ray_launcher, "_join", slowly)
+    monkeypatch.setattr(_ray_launcher, "_leave", leave_and_say_so)
     launcher = cpus()
     pool = on(launcher, doubling(), start_timeout=0.05)
     with pytest.raises(WorkerStartError, match="it waits for a connection to Ray"):
         await pool.open()
-    assert connecting.is_set()
+    await until(connecting.is_set)
     connected.set()
-    await until(lambda: launcher._connected and launcher not in _ray_launcher._users)
+    await until(left.is_set)
+    assert launcher not in _ray_launcher._users
 
 
 async def test_devices_are_not_for_actors() -> None:

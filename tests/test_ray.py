@@ -130,6 +130,59 @@ def test_ray_that_pools_have_begun_ends_with_the_last_of_them_or_with_their_loop
     run("-c", START + BEGUN)
 
 
+PLANNED = """
+import gc
+
+import ray
+
+
+async def main():
+    pool = on(workers=None)
+    assert len(pool.plan()) >= 1
+    assert ray.is_initialized()
+    del pool
+    gc.collect()
+    with anyio.fail_after(20):
+        while ray.is_initialized():
+            await anyio.sleep(0.01)
+
+
+asyncio.run(main())
+"""
+
+
+def test_ray_that_was_begun_for_a_plan_ends_with_the_pool_that_nobody_opened() -> None:
+    run("-c", START + PLANNED)
+
+
+SHUT_DOWN = """
+import ray
+
+
+async def main():
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    pool = on(grace_period=None, retries=0)
+    await pool.open()
+    ray.shutdown()
+    for _ in range(2):
+        try:
+            await pool.predict([1.0])
+        except Exception as error:
+            print(type(error).__name__, "shut down" in str(error))
+    await pool.aclose()
+    assert not ray.is_initialized()
+
+
+asyncio.run(main())
+"""
+
+
+def test_a_pool_whose_ray_was_shut_down_says_so_and_can_be_closed() -> None:
+    said = run("-c", START + SHUT_DOWN)
+    assert "BrokenWorkerError" in said
+    assert "WorkerStartError True" in said
+
+
 # --- who cannot have it ------------------------------------------------------------
 
 TRIO = """

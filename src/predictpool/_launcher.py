@@ -133,7 +133,7 @@ class Launcher(Protocol):
         """Whether `plan` would first look for something that takes long to find."""
 
     def plan(self, wishes: Wishes, workers: int | None) -> list[Device]:
-        """Return a device for each worker, in the order of the slots. It starts nothing.
+        """Return a device for each worker, in the order of the slots. It starts no worker.
 
         Called before `bind`, from a thread of its own where it `plan_blocks`; and again
         for another number of workers.

@@ -244,9 +244,10 @@ class PredictorPool(Generic[OutputsT]):
         self._phase = _Phase.OPEN
 
     def plan(self) -> tuple[Device, ...]:
-        """Return where the workers go, or are, in the order of the slots; it starts nothing.
+        """Return where the workers go, or are, in the order of the slots; it starts no worker.
 
-        The first call before `open` may look for GPUs, which can take a second.
+        The first call before `open` may look for GPUs, which can take a second; with a
+        `RayLauncher` and without ``workers`` it looks into the cluster, which may have to be begun.
 
         Raises:
             ValueError, OSError, ModuleNotFoundError: as `open`.
@@ -498,12 +499,13 @@ class PredictorPool(Generic[OutputsT]):
         if not launcher.plan_blocks(wishes):
             return launcher.plan(wishes, workers)
         # It looks for what takes long to find; whoever does not wait for that leaves it behind.
-        await anyio.to_thread.run_sync(launcher.plan, wishes, workers, abandon_on_cancel=True)
+        plan = launcher.plan
+        devices = await anyio.to_thread.run_sync(plan, wishes, workers, abandon_on_cancel=True)
         if self._phase is _Phase.CLOSED:
             raise PoolClosed("the pool was closed while it was opening")
         self._check_new()
-        # Once more, as this thread: what it may use is not what another one may.
-        return launcher.plan(wishes, workers)
+        # What another thread may use is not what this one may: once more, if it is quick by now.
+        return devices if launcher.plan_blocks(wishes) else plan(wishes, workers)
 
     def _submit(
         self, features: Any, one: bool, timeout: float | _PoolsOwn | None

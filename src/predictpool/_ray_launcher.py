@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import logging
+import math
 import os
 import signal
 import socket
@@ -30,8 +31,9 @@ from predictpool._worker import Failure, Ready, Start
 
 logger = logging.getLogger("predictpool")
 
-# Batches from this size on are handed to Ray in a thread: the copy would stop the event loop.
-_LARGE_BYTES = 1 << 20
+# From this size on Ray puts what it is given into shared memory, which takes 2 ms for 0.9 MB
+# (Ray 2.60) and would stop the event loop: so it gets that in a thread.
+_LARGE_BYTES = 100_000
 # How long the head of a cluster may take to accept a connection; Ray itself would try for minutes.
 _CONNECT_WAIT = 5.0
 # In which Ray calls `Host.until_gone`, beside all else.
@@ -93,14 +95,18 @@ class RayLauncher:
         }
         self._device = Device("gpu" if num_gpus else "cpu", threads=max(1, int(num_cpus)))
         self._connected = False
+        self._actor_class: Any = None
+        self._starting: set[Any] = set()
         self._backend: Backend | None = None
+        # Begun for a plan, and never opened: it ends with whoever has planned.
+        weakref.finalize(self, _leave_later).atexit = False
         self._workers: set[_RayWorker] = set()
         self._closed = False
 
     def plan_blocks(self, wishes: Wishes) -> bool:
-        """Whether `plan` may have to find the cluster; see `Launcher`."""
+        """Always: `plan` asks the cluster; see `Launcher`."""
         _check_loop()  # no pool asks for anything before
-        return not self._connected
+        return True
 
     def plan(self, wishes: Wishes, workers: int | None) -> list[Device]:
         """Return a device for each worker; see `Launcher`."""
@@ -124,60 +130,89 @@ class RayLauncher:
             raise RuntimeError("this launcher belongs to another pool: make one for each pool")
         _check_loop()
         self._backend = backend
+        # None of the application's threads: those may all wait for this pool.
+        self._threads = anyio.CapacityLimiter(math.inf)
 
     async def start(self, start: Start, listener: Listener) -> WorkerHandle:
         """Have Ray place an actor, and send it what it has to load."""
         assert self._backend is not None
+        self._check_open()
         if not self._connected:
             listener.waits_for("a connection to Ray")
-            await anyio.to_thread.run_sync(self._connect, abandon_on_cancel=True)
-        if self._closed:  # meanwhile
-            raise ChildProcessError("the launcher is closed")
-        actor, waits_for = await anyio.to_thread.run_sync(self._create, abandon_on_cancel=True)
+            await self._in_thread(self._connect)
+            self._check_open()
+        listener.waits_for("the head of the Ray cluster to answer")
+        actor, waits_for = await self._in_thread(self._create)
         listener.waits_for(waits_for)
-        try:
-            pid = await actor.pid.remote()
-        except BaseException as error:
-            _kill(actor)  # without its handle it would end by itself, but not before it has begun
-            if isinstance(error, Exception):
-                raise ChildProcessError(_words(error)) from error
-            raise
+        pid = await self._placed(actor)
         listener.waits_for("")
-        worker = _RayWorker(self._backend, listener, actor, pid, self._workers.discard)
+        worker = _RayWorker(self._backend, listener, actor, pid, self._threads)
+        worker.on_gone = partial(self._workers.discard, worker)
         self._workers.add(worker)
         worker.begin(start)
         return worker
 
     def kill(self) -> None:
         """End every worker now, and what was begun for them."""
-        self._closed = True
         self._kill_workers()
-        if self._connected:
+        if self._has_to_leave():
             _leave(self)
 
     async def aclose(self) -> None:
         """End every worker, and what was begun for them."""
-        self._closed = True
         self._kill_workers()
-        if self._connected:
-            await anyio.to_thread.run_sync(_leave, self)
+        if self._has_to_leave():
+            # Waited for whatever happens: Ray ends a program that touches it meanwhile.
+            await anyio.to_thread.run_sync(_leave, self, limiter=self._threads)
 
     def _kill_workers(self) -> None:
+        self._closed = True
+        for actor in self._starting:
+            _kill(actor)
         for worker in list(self._workers):
             worker.kill("belongs to a pool that was closed")
+
+    def _has_to_leave(self) -> bool:
+        connected, self._connected = self._connected, False
+        return connected
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+
+    def _check_open(self) -> None:
+        if self._closed:  # while this start waited
+            raise ChildProcessError("the launcher is closed")
+
+    async def _placed(self, actor: Any) -> int:
+        """Wait until Ray has found a place for an actor, and return its process id."""
+        self._starting.add(actor)
+        try:
+            pid: int = await actor.pid.remote()
+            self._check_open()
+        except BaseException as error:
+            _kill(actor)  # without its handle it would end by itself, but not before it has begun
+            if isinstance(error, ChildProcessError) or not isinstance(error, Exception):
+                raise
+            raise ChildProcessError(_words(error)) from error
+        finally:
+            self._starting.discard(actor)
+        return pid
 
     def _connect(self) -> None:
         _join(self, self._address)
         self._connected = True
-        if self._closed:  # the pool did not wait for it, and did not leave
+        if self._closed and self._has_to_leave():  # the pool did not wait for it
             _leave(self)
 
     def _create(self) -> tuple[Any, str]:
         """Ask Ray for an actor; return it, and what it waits for in words."""
         import ray
 
+        _check_running()
         try:
-            return ray.remote(**self._options)(Host).remote(), _wish_text(self._asked)
+            if self._actor_class is None:  # once: Ray keeps each that it is given
+                self._actor_class = ray.remote(**self._options)(Host)
+            return self._actor_class.remote(), _wish_text(self._asked)
         except Exception as error:  # whatever it does not like, of the options or of the cluster
             raise ChildProcessError(_words(error)) from error
 
@@ -191,19 +226,20 @@ class _RayWorker:
         listener: Listener,
         actor: Any,
         pid: int,
-        on_gone: Callable[[_RayWorker], object],
+        threads: anyio.CapacityLimiter,
     ) -> None:
         self.pid = pid
         self._backend = backend
         self._listener = listener
         self._actor = actor
-        self._on_gone = on_gone
+        self._threads = threads
+        self.on_gone: Callable[[], object] = lambda: None
         self._gone = False
 
     def begin(self, start: Start) -> None:
         """Have the predictor loaded, and the end of the actor told whenever it comes."""
         self._call(self._actor.until_gone.options(concurrency_group=_WATCH))
-        self._call(self._actor.load, start)
+        self._call_with(len(start.predictor), self._load, start)
 
     def send(self, batch_id: int, schema: Schema, requests: Sequence[Parts], rows: int) -> None:
         """Send a batch."""
@@ -217,15 +253,18 @@ class _RayWorker:
             payload=payload,
             size=size,
         )
-        if size < _LARGE_BYTES:
-            self._predict(parts)
-        else:
-            in_thread = partial(anyio.to_thread.run_sync, self._predict, parts)
-            self._backend.spawn(in_thread, f"predictpool: a batch to {self.pid}")
+        self._call_with(size, self._predict, parts)
 
     def stop(self) -> None:
         """Ask it to let go of the model and end."""
         self._call(self._actor.close)
+
+    def _call_with(self, size: int, call: Callable[[Any], None], argument: Any) -> None:
+        if size < _LARGE_BYTES:
+            call(argument)
+        else:
+            in_thread = partial(anyio.to_thread.run_sync, call, argument, limiter=self._threads)
+            self._backend.spawn(in_thread, f"predictpool: {size:,} bytes to {self.pid}")
 
     def kill(self, why: str) -> None:
         """End it now; nothing that it still says is listened to."""
@@ -237,11 +276,15 @@ class _RayWorker:
 
     # --- in any thread -------------------------------------------------------------
 
+    def _load(self, start: Start) -> None:
+        self._call(self._actor.load, start)
+
     def _predict(self, parts: Parts) -> None:
         self._call(self._actor.predict, pack(parts))
 
     def _call(self, method: Any, *arguments: Any) -> None:
         try:
+            _check_running()
             reply = method.remote(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever Ray raises, this worker is of no use
             self._tell(partial(self._on_error, error))
@@ -298,7 +341,7 @@ class _RayWorker:
 
     def _let_go(self) -> None:
         self._gone = True
-        self._on_gone(self)
+        self.on_gone()
         _kill(self._actor)
 
 
@@ -313,8 +356,8 @@ def _unpacked(reply: Packed | Exited) -> Frame | Exited:
 def _kill(actor: Any) -> None:
     import ray
 
-    # Ray has been shut down, and the actor with it.
-    with contextlib.suppress(ray.exceptions.RaySystemError, ray.exceptions.RayActorError):
+    # Ray has been shut down, and the actor with it; or begun anew, and knows nothing of it.
+    with contextlib.suppress(ray.exceptions.RayError):
         if ray.is_initialized():
             ray.kill(actor, no_restart=True)
 
@@ -387,7 +430,9 @@ def _join(launcher: RayLauncher, address: str | None) -> None:
 
     global _begun  # noqa: PLW0603 - as `ray.init`, a fact of the process
     with _lock:
-        if not ray.is_initialized():
+        if ray.is_initialized():
+            _check_connected_to(address)
+        else:
             _check_reachable(address or os.environ.get("RAY_ADDRESS"))
             try:
                 _begun = _Begun(address)
@@ -396,20 +441,53 @@ def _join(launcher: RayLauncher, address: str | None) -> None:
         _users.add(launcher)
 
 
-def _leave(launcher: RayLauncher) -> None:
-    """Have a launcher use Ray no more; the last one ends what was begun."""
+def _leave_later() -> None:
+    """End what was begun if nobody uses it any more, in a thread: that takes a second."""
+    if _begun is not None:
+        threading.Thread(target=_leave, args=(None,), name="predictpool leaves ray").start()
+
+
+def _leave(launcher: RayLauncher | None) -> None:
+    """Have a launcher use Ray no more; without any, what was begun ends."""
     global _begun
     with _lock:
-        _users.discard(launcher)
+        if launcher is not None:
+            _users.discard(launcher)
         if not _users and _begun is not None:
             begun, _begun = _begun, None
             begun.end()
+
+
+def _check_running() -> None:
+    import ray
+
+    # Ray's own calls would begin another one.
+    if not ray.is_initialized():
+        raise ChildProcessError("Ray was shut down while a pool had workers in it")
+
+
+def _check_connected_to(address: str | None) -> None:
+    import ray
+
+    found = str(ray.get_runtime_context().gcs_address)
+    _, colon, port = (address or "").rpartition(":")
+    if not colon or port == found.rpartition(":")[2]:
+        return
+    raise ConnectionError(
+        f"address is {address!r}, but this program is connected to the Ray cluster at {found} "
+        "already: leave address= out, or end that connection first"
+    )
 
 
 def _check_reachable(address: str | None) -> None:
     host, colon, port = (address or "").rpartition(":")
     if not colon:  # "auto", "local" or None: Ray knows at once
         return
+    if "://" in host:
+        raise ConnectionError(
+            f"RAY_ADDRESS is {address!r}, which is for Ray Client or for Ray's jobs: run the "
+            'application on a node of the cluster, and give the head\'s address, as in "host:6379"'
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_WAIT).close()
     except (OSError, ValueError) as error:
@@ -442,7 +520,8 @@ def _wish_text(asked: Mapping[str, float]) -> str:
     wish = " and ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
     shown = sorted({"CPU", "GPU", *asked} & {*total, *(n for n in asked if asked[n])})
     has = ", ".join(f"{total.get(n, 0):g} {n} ({free.get(n, 0):g} free)" for n in shown)
-    return f"Ray to find a place for {wish or 'nothing'}; the cluster has {has or 'nothing'}"
+    place = f"a place for {wish}" if wish else "a process, which asks for nothing"
+    return f"Ray to find {place}; the cluster has {has or 'nothing'}"
 
 
 # --- checks ------------------------------------------------------------------------
