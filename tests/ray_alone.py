@@ -98,8 +98,8 @@ async def test_a_load_that_takes_too_long_is_ended(stage: Stage) -> None:
         stage.hold()
         return lambda x: x
 
-    with pytest.raises(WorkerStartError, match=r"not ready within start_timeout=5 s$"):
-        await on(cpus(), FunctionPredictor(load), start_timeout=5.0).open()
+    with pytest.raises(WorkerStartError, match="not ready within start_timeout=3 s"):
+        await on(cpus(), FunctionPredictor(load), start_timeout=3.0).open()
 
 
 # --- how they end ------------------------------------------------------------------
