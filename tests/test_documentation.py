@@ -167,7 +167,7 @@ def test_ci_runs_the_command_of_the_readme_and_then_the_other_lanes(tmp_path: Pa
         for line in (
             f"{python} -m pip install --quiet --upgrade pip",
             f"{python} -m pip install --quiet {packages} --group test",
-            f"{python} -m pytest -m not faults",
+            f"{python} -m pytest -n 2 --dist loadfile -m not faults",
             f"{python} -m tests.table measure build/lanes/{name}.json",
         )
     ]
