@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant
+from hypothesis.stateful import invariant, rule
 
 from predictpool._costs import MOST_KEYS, Costs, Curve
 from predictpool._devices import Device
 from predictpool._routing import Routes, mixed
 from predictpool._scheduler import Batch, Request, Scheduler, Todo
-from tests.test_scheduler import PoolMachine, add, nothing, only, request
+from tests.test_scheduler import Nature, PoolMachine, add, nothing, only, request
 
 CPU, GPU = 0, 1
 # Seconds of a batch: fixed, and for each row. What takes 2 rows or more the GPU does sooner.
@@ -346,6 +346,41 @@ def test_a_worker_that_became_slower_is_asked_less_and_one_that_became_faster_ag
     assert batch.slot == CPU
 
 
+def test_a_slow_worker_is_not_idle_while_more_waits_than_the_fast_one_does_meanwhile() -> None:
+    pool = Mixed(max_batch_size=64)
+    costs = {CPU: (9.35, 0.072), GPU: (0.83, 0.0386)}
+    for rows in (1, 8, 64) * 4:
+        for batch in pool.both_busy(rows):
+            fixed, per_row = costs[batch.slot]
+            pool.answer(batch, took=fixed + per_row * rows)
+    (first,) = pool.ask(64)
+    assert first.slot == GPU
+    assert pool.ask_many(64) == []
+    (batch,) = pool.ask_many(512)
+    assert (batch.slot, batch.rows) == (CPU, 64)
+
+
+def test_nothing_waits_for_a_worker_that_gets_what_it_was_never_asked() -> None:
+    pool = known()
+    for slot in (CPU, GPU):  # so the GPU is the first to be planned
+        pool.pool.retire(slot)
+        pool.pool.unretire(slot, pool.now)
+    pool.pool.add(request(key="new", at=pool.now))
+    pool.pool.add(request(8, at=pool.now))  # the GPU would be the better one
+    new, large = pool.pool.dispatch(pool.now).send
+    assert (new.slot, new.requests[0].key) == (GPU, "new")
+    assert (large.slot, large.rows) == (CPU, 8)
+
+
+def test_a_batch_that_begins_with_a_request_without_rows_is_no_larger_than_others() -> None:
+    pool = known(max_batch_size=2)
+    pool.pool.retire(CPU)
+    pool.pool.add(request(0, at=pool.now))
+    pool.pool.add(request(9, at=pool.now))
+    (batch,) = pool.pool.dispatch(pool.now).send
+    assert batch.rows == 0
+
+
 def test_what_was_learnt_outlives_a_worker_but_not_its_model() -> None:
     pool = known()
     pool.pool.worker_lost(GPU, RuntimeError, pool.now)
@@ -395,6 +430,13 @@ class MixedPoolMachine(PoolMachine):
     def check_choice(self, batch: Batch, same: list[Request], idle: int) -> None:
         assert batch.requests == [one for one in same if one in batch.requests]
         assert batch.requests[0].key in self.ready or self.alone
+        assert batch.rows <= self.max_batch_size or len(batch.requests) == 1
+
+    @rule(rows=st.sampled_from([0, 1, 2, 8]))
+    def submit_something_new(self, rows: int) -> None:
+        self.submit(("new", len(self.requests)), rows, math.inf, Nature.GOOD)
+        self.submit("a", 1, math.inf, Nature.GOOD)
+        self.turn_of_the_loop_ends()
 
     @invariant()
     def no_worker_is_idle_while_a_request_waits(self) -> None:
@@ -409,8 +451,8 @@ class MixedPoolMachine(PoolMachine):
     def has_better(self, slot: int, one: Request) -> bool:
         """Whether a busy worker is expected to answer a request sooner than an idle one."""
         ours = self.cost(slot, one)
-        return ours is not None and any(
-            max(self.now, expected.end) + (self.cost(other, one) or 0.0) <= ours + self.now + 1e-9
+        return ours < math.inf and any(
+            max(self.now, expected.end) + self.cost(other, one) <= ours + self.now + 1e-9
             for other, expected in self.counted_on()
         )
 
@@ -424,10 +466,12 @@ class MixedPoolMachine(PoolMachine):
             and expected.until > self.now
         ]
 
-    def cost(self, slot: int, one: Request) -> float | None:
+    def cost(self, slot: int, one: Request) -> float:
+        """Return what is expected of a request; inf where nothing is known."""
         assert self.pool.routes is not None
-        known = self.pool.routes._costs.of(one.key).get(slot)
-        return None if known is None else known.cost(one.rows)
+        costs = self.pool.routes._costs
+        known = costs.of(one.key).get(slot) or costs.guess(slot)
+        return math.inf if known is None else known.cost(one.rows)
 
     def check_next_deadline(self, first: float) -> None:
         # Too early does no harm: what it was counted on for may be over.

@@ -34,6 +34,10 @@ _PRICE, _PASSED_OVER = 0.01, 32
 # A worker gets at most so many times the rows that its largest batch had: what many rows cost is
 # not known before they were tried.
 _GROWTH = 8
+# Of each key at most so many full batches for each worker are planned, so that planning takes
+# bounded time. An idle worker that gets none of them would need as long for one as a busy one for
+# all of its: little is lost where it stays idle.
+_BATCHES = 16
 
 
 def mixed(devices: Iterable[Device]) -> bool:
@@ -51,13 +55,25 @@ class _Place:
         begins: when its next batch does.
         open: whether it is idle, and its first batch takes more.
         first: that batch.
-        rows: of its latest batch.
+        begun: whether its latest batch has requests; they may be without rows.
+        rows: of that batch.
         most: rows that may share one now: not many more than it was ever seen with.
         curve: what a batch costs it, as far as is known; of the requests that are planned.
         seen: the number of the pool's batch from which that is known; 0 if it is a guess.
     """
 
-    __slots__ = ("begins", "curve", "first", "limit", "most", "open", "rows", "seen", "slot")
+    __slots__ = (
+        "begins",
+        "begun",
+        "curve",
+        "first",
+        "limit",
+        "most",
+        "open",
+        "rows",
+        "seen",
+        "slot",
+    )
 
     def __init__(self, slot: int, limit: int, begins: float, *, idle: bool) -> None:
         self.slot = slot
@@ -65,15 +81,14 @@ class _Place:
         self.begins = begins
         self.open = idle
         self.first: list[Request] = []
+        self.begun = False
         self.rows = self.seen = 0
         self.curve: Curve | None = None
 
     def turn_to(self, curve: Curve | None, guess: Curve | None) -> None:
         """Begin with requests of another key."""
-        if self.rows:
+        if self.begun:
             self.close()
-        if self.first:
-            self.open = False
         self.curve, self.seen = (guess, 0) if curve is None else (curve, curve.seen)
         if self.curve is not None:
             self.most = min(self.limit, _GROWTH * self.curve.most)
@@ -82,14 +97,15 @@ class _Place:
         """Return when it would have answered a request of so many rows, planned last."""
         assert self.curve is not None
         together = self.rows + rows
-        if self.rows and together > self.most:
+        if self.begun and together > self.most:
             return self.begins + self.curve.cost(self.rows) + self.curve.cost(rows)
         return self.begins + self.curve.cost(together)
 
     def take(self, request: Request) -> None:
         """Plan a request for it."""
-        if self.rows and self.rows + request.rows > self.most:
+        if self.begun and self.rows + request.rows > self.most:
             self.close()
+        self.begun = True
         self.rows += request.rows
         if self.open:
             self.first.append(request)
@@ -98,9 +114,9 @@ class _Place:
 
     def close(self) -> None:
         """Begin another batch after the one that was planned."""
-        if self.rows and self.curve is not None:
+        if self.begun and self.curve is not None:
             self.begins += self.curve.cost(self.rows)
-        self.rows, self.open = 0, False
+        self.rows, self.begun, self.open = 0, False, False
 
 
 class _Expected(NamedTuple):
@@ -184,8 +200,7 @@ class Routes:
             curves = costs.of(key)
             for place in places:
                 place.turn_to(curves.get(place.slot), costs.guess(place.slot))
-            # What lies beyond is planned when this has been sent.
-            looked_at = islice(requests, (len(idle) + 1) * most)
+            looked_at = islice(requests, _BATCHES * len(places) * most)
             self._plan_line(list(looked_at), places)
         return [(place.slot, place.first) for place in places if place.first]
 
@@ -195,6 +210,7 @@ class Routes:
             for place in places:
                 if place.open and place.curve is None and requests:
                     _try_one(place, min(requests, key=_rows), requests)
+                    place.begins = math.inf  # nobody knows when this one ends
         if len(known) > 1 and requests:
             self._try_passed_over(requests, known)
         _give(requests, known)
