@@ -82,6 +82,17 @@ def test_what_is_known_of_large_batches_stays_while_only_small_ones_come() -> No
     assert learnt.cost(64) == pytest.approx(2.14, rel=0.1)
 
 
+@pytest.mark.parametrize(("fixed", "per_row"), [(1.5, 0.01), (0.25, 0.25)])
+def test_noise_of_small_batches_does_not_change_what_is_known_of_large_ones(
+    fixed: float, per_row: float
+) -> None:
+    chance = np.random.default_rng(1)
+    learnt = curve([(1, fixed + per_row), (64, fixed + 64 * per_row)] * 20)
+    for noise in np.exp(chance.normal(-(0.15**2) / 2, 0.15, 100_000)).tolist():
+        learnt.learn(1, (fixed + per_row) * noise)
+    assert learnt.cost(64) == pytest.approx(fixed + 64 * per_row, rel=0.25)
+
+
 def test_one_batch_that_was_disturbed_changes_little_and_soon_nothing() -> None:
     learnt = curve([(1, 1.0), (8, 2.0)] * 20)
     before = learnt.cost(8)

@@ -17,11 +17,12 @@ MOST_KEYS = 256
 _MANY_KEYS = 16
 
 # As shares of what a batch costs. NOISE: how far one batch may be off without being news.
-# DRIFT: how much all costs may change from one batch to the next, and SHIFT one part of them alone.
-_NOISE, _DRIFT, _SHIFT = 0.2, 0.05, 0.01
+# DRIFT: how much that may change from one batch to the next.
+_NOISE, _DRIFT = 0.2, 0.05
 # A batch counts as so many times what it was expected to take, at most: another program may have
-# had the core for a while. If the next is a surprise, too, all costs may have changed, by UNSURE.
-_SURPRISE, _UNSURE = 3.0, 0.5
+# had the core for a while. Or all costs have changed, by UNSURE together, and one part of them
+# alone by SHIFT: so what the next one takes is believed.
+_SURPRISE, _UNSURE, _SHIFT = 3.0, 0.5, 0.01
 # Of the first batch's seconds: what is taken for fixed, before there is a second size. Optimistic,
 # so that larger batches are tried.
 _FIXED_AT_FIRST = 7 / 8
@@ -86,11 +87,13 @@ class Curve:
         surprise = seconds > _SURPRISE * expected and rows <= self.most
         if surprise and not self._surprised:
             seconds = _SURPRISE * expected
-        self._drift(_UNSURE if surprise and self._surprised else _DRIFT, _SHIFT)
+        if self._surprised:
+            self._drift(_UNSURE, _SHIFT)
         self._surprised = surprise
         self._fewest, self.most = min(self._fewest, rows), max(self.most, rows)
         # What disturbs a batch makes it longer, never shorter: a short one is believed sooner.
         noise = _NOISE**2 * seconds * expected
+        self._forget(rows, _DRIFT * expected)
         f, p = self._ff + rows * self._fp, self._fp + rows * self._pp
         total = f + rows * p + noise
         error = seconds - expected
@@ -104,6 +107,20 @@ class Curve:
 
     def _below_fewest(self) -> float:
         return self.fixed / self._fewest + self.per_row
+
+    def _forget(self, rows: int, seconds: float) -> None:
+        """Know what so many rows take less well, by so many seconds, and nothing else.
+
+        If all became less known with each batch, what none of them tells of would follow their
+        noise, and be far off after some thousands (Kulhavý and Kárný, 1984).
+        """
+        f, p = self._ff + rows * self._fp, self._fp + rows * self._pp
+        known = f + rows * p
+        if known > 0:
+            share = (seconds / known) ** 2
+            self._ff += share * f * f
+            self._fp += share * f * p
+            self._pp += share * p * p
 
     def _drift(self, together: float, alone: float) -> None:
         """Know both parts less well, by so much of their values."""
