@@ -119,7 +119,7 @@ class Size:
 
 
 FULL = Size(40_000)
-QUICK = Size(4_000)
+QUICK = Size(8_000)
 
 
 @dataclass(frozen=True)

@@ -832,15 +832,15 @@ MUTATIONS = [
     Mutation(
         "a worker that was passed over for long is tried again",
         "_routing.py",
-        "self._try_passed_over(requests, known)",
+        "self._try_passed_over(requests, known, before)",
         "pass",
         "test_routing::test_a_worker_that_looked_slow_once_is_tried_again_and_that_costs_little",
     ),
     Mutation(
         "… for a bounded price",
         "_routing.py",
-        "end - sooner > _PRICE * self._served",
-        "False",
+        "0 < end - sooner <= _PRICE * self._served",
+        "0 < end - sooner",
         "test_routing::test_a_worker_that_looked_slow_once_is_tried_again_and_that_costs_little",
     ),
     Mutation(

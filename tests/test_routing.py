@@ -17,7 +17,7 @@ from predictpool._costs import MOST_KEYS, Costs, Curve
 from predictpool._devices import Device
 from predictpool._routing import Routes, mixed
 from predictpool._scheduler import Batch, Request, Scheduler, Todo
-from tests.test_scheduler import Nature, PoolMachine, add, nothing, only, request
+from tests.test_scheduler import Nature, PoolMachine, add, nothing, only, request, scheduler
 
 CPU, GPU = 0, 1
 # Seconds of a batch: fixed, and for each row. What takes 2 rows or more the GPU does sooner.
@@ -118,8 +118,8 @@ def test_costs_that_changed_for_good_are_believed_within_ten_batches() -> None:
 def test_so_many_keys_are_remembered_and_those_that_were_asked_last() -> None:
     costs = Costs()
     for number in range(MOST_KEYS + 10):
-        costs.learn(CPU, "often", 1, 1.0, number)
-        costs.learn(CPU, number, 1, 1.0, number)
+        costs.learn(CPU, "often", 1, 1.0)
+        costs.learn(CPU, number, 1, 1.0)
     assert CPU in costs.of("often")
     assert not costs.of(5)
     assert sum(bool(costs.of(number)) for number in range(MOST_KEYS + 10)) == MOST_KEYS - 1
@@ -130,7 +130,7 @@ def test_the_first_keys_are_tried_and_later_ones_guessed() -> None:
     assert costs.guess(CPU) is None
     for number in range(16):
         assert costs.guess(CPU) is None
-        costs.learn(CPU, number, 1, 2.0, number)
+        costs.learn(CPU, number, 1, 2.0)
     guess = costs.guess(CPU)
     assert guess is not None
     assert guess.cost(1) == pytest.approx(2.0)
@@ -203,12 +203,12 @@ class Mixed:
             for batch in self.both_busy(rows):
                 assert not self.answer(batch)
 
-    def both_busy(self, rows: int) -> list[Batch]:
+    def both_busy(self, rows: int, key: Hashable = "key") -> list[Batch]:
         """Have each run so many rows, whoever would be chosen; return who ends first first."""
         sent = []
         for slot in COSTS:
             self.pool.retire(1 - slot)
-            sent += self.ask(rows)
+            sent += self.ask(rows, key)
             self.pool.unretire(1 - slot, self.now)
         assert [batch.slot for batch in sent] == list(COSTS)
         return sorted(sent, key=lambda batch: seconds(batch.slot, rows))
@@ -289,10 +289,10 @@ def test_a_worker_gets_not_many_more_rows_than_it_was_seen_with() -> None:
     assert pool.ask_many(100) == []
     sizes: list[int] = []
     (batch,) = pool.answer(first)
-    while len(sizes) < 3:
+    while len(sizes) < 4:
         sizes.append(batch.rows)
         (batch,) = pool.answer(batch) or [batch]
-    assert sizes == [8, 64, 28]
+    assert sizes == [1, 8, 64, 27]
 
 
 def test_equal_workers_share_evenly() -> None:
@@ -327,10 +327,9 @@ def test_no_worker_is_left_idle_however_small_a_batch_is() -> None:
 
 def test_a_worker_that_looked_slow_once_is_tried_again_and_that_costs_little() -> None:
     pool = Mixed()
-    (first,) = pool.ask()
-    pool.answer(first, took=20.0 if first.slot == CPU else 1.5)
-    (second,) = pool.ask()
-    pool.answer(second, took=20.0 if second.slot == CPU else 1.5)
+    for _ in COSTS:  # the first batches do not count
+        for batch in pool.both_busy(1):
+            pool.answer(batch, took=20.0 if batch.slot == CPU else 1.5)
     began = pool.now
     for _ in range(2000):
         (batch,) = pool.ask()
@@ -343,6 +342,78 @@ def test_a_worker_that_looked_slow_once_is_tried_again_and_that_costs_little() -
     pool.answer(batch)
     (batch,) = pool.ask()
     assert batch.slot == CPU
+
+
+def test_a_cold_start_is_not_taken_for_what_batches_cost() -> None:
+    pool = Mixed()
+    for batch in pool.both_busy(1):
+        pool.answer(batch, took=2000.0 if batch.slot == CPU else None)
+    tried = []
+    for _ in range(3):
+        (batch,) = pool.ask()
+        pool.answer(batch)
+        tried.append(batch.slot)
+    assert set(tried[:2]) == {CPU, GPU}
+    assert tried[2] == CPU
+
+
+def test_a_worker_with_another_model_begins_cold_again() -> None:
+    costs = Costs()
+    for _ in range(2):
+        costs.learn(CPU, "key", 1, 1.0)
+    assert costs.of("key")[CPU] is not None
+    costs.forget(CPU)
+    costs.learn(CPU, "key", 1, 1.0)
+    assert costs.of("key")[CPU] is None
+
+
+def serve(costs: list[float], timeout: float, count: int) -> list[int]:
+    """Ask for one row again and again; return how many batches each worker had.
+
+    Each looks slow when it is tried first.
+    """
+    pool = scheduler()
+    pool.routes = Routes(4)
+    now, batches = 0.0, [0] * len(costs)
+    for slot in range(len(costs)):
+        pool.worker_ready(slot, now)
+    for _ in range(count):
+        (batch,) = add(pool, request(at=now, timeout=timeout), now).send
+        batches[batch.slot] += 1
+        now += costs[batch.slot] if batches[batch.slot] > 2 else max(costs[batch.slot], 0.3)
+        pool.answered(batch.slot, batch.id, now)
+        pool.answer(batch.requests[0])
+    return batches
+
+
+@pytest.mark.parametrize("timeout", [0.2, math.inf])
+def test_a_worker_is_tried_again_though_it_is_expected_to_take_longer_than_the_timeout(
+    timeout: float,
+) -> None:
+    slow, fast = serve([0.01, 0.001], timeout, 5000)
+    assert slow < 3500
+    assert fast > 1500
+
+
+def test_a_worker_is_tried_again_though_another_was_passed_over_for_longer() -> None:
+    slow, fast, slowest = serve([0.01, 0.001, 40.0], math.inf, 5000)
+    assert slow < 3500
+    assert fast > 1500
+    assert slowest == 2
+
+
+def test_a_rare_key_goes_to_its_better_worker_however_many_others_came_meanwhile() -> None:
+    pool = known()
+    for _ in range(4):
+        for batch in pool.both_busy(8, "rare"):
+            pool.answer(batch, took=1.5 if batch.slot == GPU else 1.9)
+    for _ in range(20):
+        for _ in range(40):
+            (batch,) = pool.ask()
+            pool.answer(batch)
+        (batch,) = pool.ask(8, "rare")
+        assert batch.slot == GPU
+        pool.answer(batch, took=1.5)
 
 
 def test_a_worker_that_became_slower_is_asked_less_and_one_that_became_faster_again() -> None:

@@ -27,7 +27,7 @@ _SURPRISE, _UNSURE, _SHIFT = 3.0, 0.5, 0.01
 # so that larger batches are tried.
 _FIXED_AT_FIRST = 7 / 8
 _LEAST_SECONDS = 1e-6
-_NOTHING: Mapping[int, Curve] = {}
+_NOTHING: Mapping[int, Curve | None] = {}
 
 
 class Curve:
@@ -42,7 +42,7 @@ class Curve:
     Attributes:
         fixed, per_row: both are 0 or more.
         most: rows of the largest batch that was seen.
-        seen: the number of the pool's batch that was last learnt from.
+        seen: which of its key's batches was last learnt from, counted over all workers.
     """
 
     __slots__ = (
@@ -112,7 +112,7 @@ class Curve:
         """Know what so many rows take less well, by so many seconds, and nothing else.
 
         If all became less known with each batch, what none of them tells of would follow their
-        noise, and be far off after some thousands (Kulhavý and Kárný, 1984).
+        noise, and be far off after some thousands.
         """
         f, p = self._ff + rows * self._fp, self._fp + rows * self._pp
         known = f + rows * p
@@ -140,17 +140,38 @@ class Curve:
             self.fixed, self.per_row = whole, 0.0
 
 
+class _Known:
+    """What is known of a key.
+
+    Attributes:
+        batches: how many there were.
+        curves: by slot; None after one batch, which may have been a cold start.
+    """
+
+    __slots__ = ("batches", "curves")
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.curves: dict[int, Curve | None] = {}
+
+
 class Costs:
     """The curves of all workers, by their slots."""
 
     def __init__(self) -> None:
-        self._by_key: OrderedDict[Hashable, dict[int, Curve]] = OrderedDict()
+        self._by_key: OrderedDict[Hashable, _Known] = OrderedDict()
         self._of_all: dict[int, Curve] = {}
         self._keys: Counter[int] = Counter()  # how many each slot was asked
 
-    def of(self, key: Hashable) -> Mapping[int, Curve]:
-        """Return the curve of each slot that has run batches of this key."""
-        return self._by_key.get(key, _NOTHING)
+    def of(self, key: Hashable) -> Mapping[int, Curve | None]:
+        """Return the curve of each slot that has run batches of this key; None after the first."""
+        known = self._by_key.get(key)
+        return _NOTHING if known is None else known.curves
+
+    def batches(self, key: Hashable) -> int:
+        """Return how many batches of this key there were, as far as is known."""
+        known = self._by_key.get(key)
+        return 0 if known is None else known.batches
 
     def guess(self, slot: int) -> Curve | None:
         """Return what a slot's batches of a key may cost that it was never asked.
@@ -161,37 +182,38 @@ class Costs:
         """
         return self._of_all.get(slot)
 
-    def learn(self, slot: int, key: Hashable, rows: int, seconds: float, number: int) -> None:
-        """Take note of what a batch took.
+    def learn(self, slot: int, key: Hashable, rows: int, seconds: float) -> None:
+        """Take note of what a batch took. Of a slot's first one of a key no more than that it was.
 
-        Args:
-            number: of the batch, counted over all slots.
+        It may have been a cold start. Where keys have no end, all are: the guess is for these.
         """
-        curves = self._by_key.get(key)
-        if curves is None:
-            curves = self._by_key[key] = {}
+        known = self._by_key.get(key)
+        if known is None:
+            known = self._by_key[key] = _Known()
             if len(self._by_key) > MOST_KEYS:
                 self._by_key.popitem(last=False)
         else:
             self._by_key.move_to_end(key)
-        if slot not in curves:
+        known.batches += 1
+        if slot in known.curves:
+            curve = known.curves[slot] = _learnt(known.curves[slot], rows, seconds)
+            curve.seen = known.batches
+        else:
+            known.curves[slot] = None
             self._keys[slot] += 1
-        _learn(curves, slot, rows, seconds).seen = number
         if self._keys[slot] >= _MANY_KEYS:
-            _learn(self._of_all, slot, rows, seconds)
+            self._of_all[slot] = _learnt(self._of_all.get(slot), rows, seconds)
 
     def forget(self, slot: int) -> None:
         """Know nothing of a slot any more."""
         self._of_all.pop(slot, None)
         del self._keys[slot]
-        for curves in self._by_key.values():
-            curves.pop(slot, None)
+        for known in self._by_key.values():
+            known.curves.pop(slot, None)
 
 
-def _learn(curves: dict[int, Curve], slot: int, rows: int, seconds: float) -> Curve:
-    curve = curves.get(slot)
+def _learnt(curve: Curve | None, rows: int, seconds: float) -> Curve:
     if curve is None:
-        curve = curves[slot] = Curve(rows, seconds)
-    else:
-        curve.learn(rows, seconds)
+        return Curve(rows, seconds)
+    curve.learn(rows, seconds)
     return curve

@@ -10,7 +10,8 @@ The rules:
 - The oldest request is planned first. Requests with equal keys are planned together.
 - A busy worker is counted on until the end that is expected of its batch, and a margin. One
   of whose batch nothing is known is not counted on at all.
-- An idle worker of which nothing is known gets one request, the smallest that waits.
+- An idle worker of which nothing is known gets one request, the smallest that waits; and, since
+  that may have been a cold start, one more.
 - An idle worker that was passed over for long gets one now and then, since it may have
   become faster: what is expected to be lost by it stays below a share of the time served.
 """
@@ -29,7 +30,7 @@ from predictpool._scheduler import Batch, Request
 # How much longer than expected a busy worker is counted on: as a share, and in seconds.
 _MARGIN, _MARGIN_SECONDS = 0.5, 1e-3
 # What trying passed-over workers may cost, as a share of the seconds that all workers have served
-# since the last try; and how many batches the pool runs before a worker counts as passed over.
+# since the last try; and how many batches of a key run before a worker counts as passed over.
 _PRICE, _PASSED_OVER = 0.01, 32
 # A worker gets at most so many times the rows that its largest batch had: what many rows cost is
 # not known before they were tried.
@@ -59,7 +60,7 @@ class _Place:
         rows: of that batch.
         most: rows that may share one now: not many more than it was ever seen with.
         curve: what a batch costs it, as far as is known; of the requests that are planned.
-        seen: the number of the pool's batch from which that is known; 0 if it is a guess.
+        seen: which of the key's batches that is known from; 0 if it is a guess.
     """
 
     __slots__ = (
@@ -135,7 +136,6 @@ class Routes:
         self._models: dict[int, object] = {}
         self._expected: dict[int, _Expected] = {}
         self._served = 0.0
-        self._batches = 0
 
     def worker_ready(self, slot: int, model: object) -> None:
         """Forget what a slot's calls cost, if it has another model now."""
@@ -145,7 +145,6 @@ class Routes:
 
     def started(self, batch: Batch) -> None:
         """Expect the end of a batch."""
-        self._batches += 1
         key, slot = batch.requests[0].key, batch.slot
         curve = self._costs.of(key).get(slot) or self._costs.guess(slot)
         if curve is not None:
@@ -162,7 +161,7 @@ class Routes:
         seconds = now - batch.started_at
         self._served += seconds
         key = batch.requests[0].key
-        self._costs.learn(batch.slot, key, batch.rows, seconds, self._batches)
+        self._costs.learn(batch.slot, key, batch.rows, seconds)
 
     def counts_until(self, now: float, busy: Iterable[int]) -> float:
         """Return until when one of these workers is counted on at least; inf if none is."""
@@ -201,10 +200,10 @@ class Routes:
             for place in places:
                 place.turn_to(curves.get(place.slot), costs.guess(place.slot))
             looked_at = islice(requests, _BATCHES * len(places) * most)
-            self._plan_line(list(looked_at), places)
+            self._plan_line(list(looked_at), places, costs.batches(key) - _PASSED_OVER)
         return [(place.slot, place.first) for place in places if place.first]
 
-    def _plan_line(self, requests: list[Request], places: list[_Place]) -> None:
+    def _plan_line(self, requests: list[Request], places: list[_Place], before: int) -> None:
         known = [place for place in places if place.curve is not None]
         if len(known) < len(places):
             for place in places:
@@ -212,22 +211,23 @@ class Routes:
                     _try_one(place, min(requests, key=_rows), requests)
                     place.begins = math.inf  # nobody knows when this one ends
         if len(known) > 1 and requests:
-            self._try_passed_over(requests, known)
+            self._try_passed_over(requests, known, before)
         _give(requests, known)
 
-    def _try_passed_over(self, requests: list[Request], known: list[_Place]) -> None:
-        before = self._batches - _PASSED_OVER
+    def _try_passed_over(self, requests: list[Request], known: list[_Place], before: int) -> None:
+        """Give one request to a worker of which nothing was learnt since a batch of this key."""
         passed_over = [place for place in known if place.open and place.seen < before]
         if not passed_over:
             return
-        place = min(passed_over, key=_seen)
         request = min(requests, key=_rows)
-        end = place.end_with(request.rows)
-        sooner = min(other.end_with(request.rows) for other in known if other is not place)
-        if end <= sooner or end - sooner > _PRICE * self._served or end > request.deadline:
-            return  # it is its turn anyway, or too dear yet
-        self._served = 0.0
-        _try_one(place, request, requests)
+        for place in sorted(passed_over, key=_seen):
+            end = place.end_with(request.rows)
+            sooner = min(other.end_with(request.rows) for other in known if other is not place)
+            # Otherwise it is its turn anyway, or too dear yet.
+            if 0 < end - sooner <= _PRICE * self._served:
+                self._served = 0.0
+                _try_one(place, request, requests)
+                return
 
 
 def _give(requests: list[Request], known: list[_Place]) -> None:
