@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -159,6 +160,10 @@ def test_a_pool_is_mixed_where_its_devices_differ_in_kind_or_in_threads(
     assert mixed(devices) is are
 
 
+class Model:
+    """What workers have loaded."""
+
+
 class Mixed:
     """A scheduler with a CPU worker and a GPU worker, and a clock."""
 
@@ -170,7 +175,7 @@ class Mixed:
             hang_timeout=math.inf,
         )
         self.pool.routes = Routes(max_batch_size)
-        self.model = object()
+        self.model = Model()
         self.now = 0.0
         for slot in COSTS:
             assert nothing(self.ready(slot))
@@ -207,7 +212,7 @@ class Mixed:
         """Have each run so many rows, whoever would be chosen; return who ends first first."""
         sent = []
         for slot in COSTS:
-            self.pool.retire(1 - slot)
+            self.pool.retire(1 - slot, self.now)
             sent += self.ask(rows, key)
             self.pool.unretire(1 - slot, self.now)
         assert [batch.slot for batch in sent] == list(COSTS)
@@ -268,9 +273,42 @@ def test_a_request_is_not_held_for_a_worker_that_takes_longer_than_expected() ->
 def test_nothing_is_held_for_a_worker_that_is_to_be_replaced() -> None:
     pool = known()
     pool.ask(8)
-    pool.pool.retire(GPU)
+    pool.pool.retire(GPU, pool.now)
     (batch,) = pool.ask(8)
     assert batch.slot == CPU
+
+
+def test_what_waits_for_a_worker_that_is_to_be_replaced_goes_to_another_at_once() -> None:
+    pool = known()
+    pool.ask(8)
+    assert pool.ask(8) == []
+    (batch,) = pool.pool.retire(GPU, pool.now).send
+    assert (batch.slot, batch.rows) == (CPU, 8)
+
+
+def test_no_timer_is_set_for_what_is_not_held_any_more_but_waits_for_a_busy_worker() -> None:
+    pool = known()
+    pool.pool._batch_timeout = 0.25
+    pool.ask(8)
+    assert pool.ask(6) == []
+    now = pool.pool.next_deadline()
+    assert now == pool.now + 0.25
+    assert nothing(pool.pool.expire(now))  # the GPU will have it sooner
+    assert pool.pool.holds
+    assert pool.pool.next_deadline() > pool.now + 1.5
+
+
+def test_a_worker_that_is_done_away_with_keeps_no_model_alive() -> None:
+    pool = known()
+    model = weakref.ref(pool.model)
+    pool.pool.retire(GPU, pool.now)
+    pool.pool.forget(GPU)
+    pool.model = Model()
+    pool.ready(GPU)
+    assert model() is not None  # for the CPU's worker
+    pool.pool.retire(CPU, pool.now)
+    pool.pool.forget(CPU)
+    assert model() is None
 
 
 def test_a_worker_of_which_nothing_is_known_gets_one_request_the_smallest() -> None:
@@ -284,7 +322,7 @@ def test_a_worker_of_which_nothing_is_known_gets_one_request_the_smallest() -> N
 
 def test_a_worker_gets_not_many_more_rows_than_it_was_seen_with() -> None:
     pool = Mixed(max_batch_size=64)
-    pool.pool.retire(GPU)
+    pool.pool.retire(GPU, pool.now)
     (first,) = pool.ask()
     assert pool.ask_many(100) == []
     sizes: list[int] = []
@@ -445,7 +483,7 @@ def test_a_slow_worker_is_not_idle_while_more_waits_than_the_fast_one_does_meanw
 def test_nothing_waits_for_a_worker_that_gets_what_it_was_never_asked() -> None:
     pool = known()
     for slot in (CPU, GPU):  # so the GPU is the first to be planned
-        pool.pool.retire(slot)
+        pool.pool.retire(slot, pool.now)
         pool.pool.unretire(slot, pool.now)
     pool.pool.add(request(key="new", at=pool.now))
     pool.pool.add(request(8, at=pool.now))  # the GPU would be the better one
@@ -456,7 +494,7 @@ def test_nothing_waits_for_a_worker_that_gets_what_it_was_never_asked() -> None:
 
 def test_a_batch_that_begins_with_a_request_without_rows_is_no_larger_than_others() -> None:
     pool = known(max_batch_size=2)
-    pool.pool.retire(CPU)
+    pool.pool.retire(CPU, pool.now)
     pool.pool.add(request(0, at=pool.now))
     pool.pool.add(request(9, at=pool.now))
     (batch,) = pool.pool.dispatch(pool.now).send
@@ -470,8 +508,8 @@ def test_what_was_learnt_outlives_a_worker_but_not_its_model() -> None:
     (large,) = pool.ask(8)
     assert large.slot == GPU
     pool.answer(large)
-    pool.pool.retire(GPU)
-    pool.model = object()
+    pool.pool.retire(GPU, pool.now)
+    pool.model = Model()
     pool.ready(GPU)
     (first,) = pool.ask()
     assert first.slot == GPU  # to find out
@@ -555,11 +593,15 @@ class MixedPoolMachine(PoolMachine):
         known = costs.of(one.key).get(slot) or costs.guess(slot)
         return math.inf if known is None else known.cost(one.rows)
 
-    def check_next_deadline(self, first: float) -> None:
-        # Too early does no harm: what it was counted on for may be over.
+    def check_next_deadline(self, expire: list[float], ends: list[float]) -> None:
+        # Too early does no harm: what it was counted on for may be over. But not at once again.
         found = self.pool.next_deadline()
-        assert found <= first
-        if self.turn_ended_at == self.now and self.idle and self.fresh:
+        ended = self.turn_ended_at == self.now
+        assert found > self.now or found in expire or not ended
+        since = self.now if ended else self.pool._planned_at
+        later = [end for end in ends if end > since]
+        assert found <= min([*expire, *later], default=math.inf)
+        if ended and self.idle and self.fresh:
             assert all(found <= expected.until for _, expected in self.counted_on())
 
 

@@ -179,7 +179,7 @@ def test_requests_are_joined_again_once_a_row_wise_worker_has_the_slot() -> None
     first = only(add(pool, waiting[0], 0.0))
     for each in waiting[1:]:
         assert nothing(add(pool, each, 0.0))
-    pool.retire(0)
+    pool.retire(0, 0.0)
     assert nothing(serve(pool, first))
     assert only(pool.worker_ready(0, 0.0)).requests == waiting[1:]
 
@@ -935,7 +935,8 @@ class PoolMachine(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(self.serving()))
         self.idle.discard(slot)
         self.retired.add(slot)
-        self.pool.retire(slot)
+        self.turn_ended_at = self.now
+        self.carry_out(self.pool.retire(slot, self.now))
 
     @precondition(lambda self: self.retired - set(self.working))
     @rule(data=st.data(), row_wise=st.booleans())
@@ -1120,11 +1121,16 @@ class PoolMachine(RuleBasedStateMachine):
         deadlines = [one.deadline for one in self.live()]
         held = self.fresh if self.idle and self.batch_timeout else []
         ends = [self.held_until(one) for one in held]
-        self.check_next_deadline(min([*hangs, *deadlines, *ends], default=math.inf))
+        self.check_next_deadline([*hangs, *deadlines], ends)
 
-    def check_next_deadline(self, first: float) -> None:
-        """Check when the scheduler wants to be asked again."""
-        assert self.pool.next_deadline() == first
+    def check_next_deadline(self, expire: list[float], ends: list[float]) -> None:
+        """Check when the scheduler wants to be asked again.
+
+        Args:
+            expire: when something is killed or fails.
+            ends: until when requests are held.
+        """
+        assert self.pool.next_deadline() == min([*expire, *ends], default=math.inf)
 
     @invariant()
     def only_the_guilty_fail(self) -> None:

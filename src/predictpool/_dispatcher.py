@@ -235,7 +235,7 @@ class Dispatcher:
 
     async def retire(self, slot: int) -> None:
         """Give nothing more to a slot's worker, and wait until it has answered."""
-        self._scheduler.retire(slot)
+        self._carry_out(self._scheduler.retire(slot, self._clock()))
         event = self._retiring[slot] = anyio.Event()
         try:
             self._note_quiet()
@@ -252,7 +252,7 @@ class Dispatcher:
         """Do away with a slot that is retired."""
         self._handles.pop(slot, None)
         self._models.pop(slot, None)
-        self._scheduler.worker_ending(slot)
+        self._scheduler.forget(slot)
 
     def worker_lost(self, slot: int, error: ErrorFactory) -> None:
         """Have the requests of a dead worker run again, or fail."""

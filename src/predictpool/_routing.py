@@ -140,8 +140,13 @@ class Routes:
     def worker_ready(self, slot: int, model: object) -> None:
         """Forget what a slot's calls cost, if it has another model now."""
         if self._models.get(slot) is not model:
-            self._costs.forget(slot)
+            self.forget(slot)
             self._models[slot] = model
+
+    def forget(self, slot: int) -> None:
+        """Know nothing of a slot any more, and let go of its model."""
+        self._costs.forget(slot)
+        self._models.pop(slot, None)
 
     def started(self, batch: Batch) -> None:
         """Expect the end of a batch."""

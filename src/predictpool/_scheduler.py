@@ -174,6 +174,7 @@ class Scheduler:
         self._tidy_at = _FEW_DEADLINES
         self._places = itertools.count()
         self._counts_until = math.inf  # on busy workers, for what waits while others are idle
+        self._planned_at = -math.inf  # what was not held any more then is not held since
 
     # --- what can be asked ---------------------------------------------------------
 
@@ -236,7 +237,9 @@ class Scheduler:
             if not batch.killed:
                 soonest = min(soonest, batch.deadline)
         if self._batch_timeout and self._idle:
-            soonest = min(soonest, *map(self._until, self._lines.values()), math.inf)
+            untils = map(self._until, self._lines.values())
+            later = (until for until in untils if until > self._planned_at)
+            soonest = min(soonest, *later, math.inf)
         return min(soonest, self._counts_until)
 
     # --- requests ------------------------------------------------------------------
@@ -388,13 +391,20 @@ class Scheduler:
         elif slot in self._running:
             self._running[slot].killed = True
 
-    def retire(self, slot: int) -> None:
+    def retire(self, slot: int, now: float) -> Todo:
         """Give nothing more to a worker that is to be replaced; its batch runs on."""
         if slot in self._idle:
             self._idle.remove(slot)
             self._retired.add(slot)
         elif slot in self._running and not self._running[slot].killed:
             self._retired.add(slot)
+        return self._dispatch(now, Todo())  # what waits for it
+
+    def forget(self, slot: int) -> None:
+        """Do away with a slot whose worker is retired, and what was learnt of it."""
+        self.worker_ending(slot)
+        if self.routes is not None:
+            self.routes.forget(slot)
 
     def unretire(self, slot: int, now: float) -> Todo:
         """Go on with a worker that was to be replaced and is not."""
@@ -519,6 +529,7 @@ class Scheduler:
 
     def _route(self, routes: Routes, now: float, todo: Todo, *, hold: bool) -> None:
         """Give what waits to those idle workers that will answer it sooner than busy ones."""
+        self._planned_at = now
         while self._idle and self.waiting and self._again:
             requests = self._take(self._idle[-1] in self._alone, now)
             if requests:
