@@ -16,7 +16,7 @@ from hypothesis.stateful import invariant, rule
 
 from predictpool._costs import MOST_KEYS, Costs, Curve
 from predictpool._devices import Device
-from predictpool._routing import Routes, mixed
+from predictpool._routing import Routes, _give, _Place, mixed
 from predictpool._scheduler import Batch, Request, Scheduler, Todo
 from tests.test_scheduler import Nature, PoolMachine, add, nothing, only, request, scheduler
 
@@ -478,6 +478,36 @@ def test_a_slow_worker_is_not_idle_while_more_waits_than_the_fast_one_does_meanw
     assert pool.ask_many(64) == []
     (batch,) = pool.ask_many(512)
     assert (batch.slot, batch.rows) == (CPU, 64)
+
+
+class OneByOne(_Place):
+    """A worker to which no more than one request is planned at once."""
+
+    __slots__ = ()
+
+    def fill(self, rows: int, count: int, before: float) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_planned_a_batch_at_a_time_is_the_same_as_one_by_one(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    prices = [curve([(1, f + p), (8, f + 8 * p)] * 9) for f, p in chance.uniform(0, 1, (4, 2))]
+    begins = [0.0, *chance.uniform(0, 30, 3)]
+    limits = chance.choice([0, 5, 8], 4)
+    rows = int(chance.integers(0, 4))
+    requests = [request(rows) for _ in range(300)]
+
+    def planned(kind: type[_Place], begins_at: float) -> list[tuple[float, list[Request]]]:
+        known = [kind(slot, int(limits[slot]), begins[slot], idle=not slot) for slot in range(4)]
+        for place, price in zip(known, prices, strict=True):
+            place.turn_to(price, None)
+        known[0].begins = begins_at  # as if it were that much slower
+        _give(requests, known)
+        return [(place.end_with(rows), place.first) for place in known]
+
+    for begins_at in range(0, 100, 7):
+        assert planned(_Place, begins_at) == planned(OneByOne, begins_at)
 
 
 def test_nothing_waits_for_a_worker_that_gets_what_it_was_never_asked() -> None:

@@ -1120,7 +1120,8 @@ class PoolMachine(RuleBasedStateMachine):
         ]
         deadlines = [one.deadline for one in self.live()]
         held = self.fresh if self.idle and self.batch_timeout else []
-        ends = [self.held_until(one) for one in held]
+        keys = {one.key for one in held}
+        ends = [min(self.held_until(one) for one in held if one.key == key) for key in keys]
         self.check_next_deadline([*hangs, *deadlines], ends)
 
     def check_next_deadline(self, expire: list[float], ends: list[float]) -> None:
@@ -1128,7 +1129,7 @@ class PoolMachine(RuleBasedStateMachine):
 
         Args:
             expire: when something is killed or fails.
-            ends: until when requests are held.
+            ends: until when the requests of each key are held.
         """
         assert self.pool.next_deadline() == min([*expire, *ends], default=math.inf)
 

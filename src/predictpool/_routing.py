@@ -35,10 +35,10 @@ _PRICE, _PASSED_OVER = 0.01, 32
 # A worker gets at most so many times the rows that its largest batch had: what many rows cost is
 # not known before they were tried.
 _GROWTH = 8
-# Of each key at most so many full batches for each worker are planned, so that planning takes
-# bounded time. An idle worker that gets none of them would need as long for one as a busy one for
-# all of its: little is lost where it stays idle.
-_BATCHES = 16
+# Of each key a batch for each idle worker is planned, and at most so many more, so that planning
+# takes bounded time. A worker that gets none of these needs as long for one as the busy ones
+# together for so many: little is lost where it stays idle.
+_BATCHES = 32
 
 
 def mixed(devices: Iterable[Device]) -> bool:
@@ -112,6 +112,28 @@ class _Place:
             self.first.append(request)
         if self.rows >= self.most:
             self.close()
+
+    def fill(self, rows: int, count: int, before: float) -> int:
+        """Plan what fills its next batch at once; it is not open.
+
+        Args:
+            rows: of each of the next requests.
+            count: how many of these there are.
+            before: when another would have answered the first of them.
+
+        Returns:
+            how many were planned; 0 where they have to be looked at one by one.
+        """
+        assert self.curve is not None
+        fits = max(self.most // rows, 1) if rows else count + 1
+        if fits > count or (self.begun and self.rows + rows <= self.most):
+            return 0
+        if self.begun:
+            self.close()
+        if self.begins + self.curve.cost(fits * rows) >= before:
+            return 0
+        self.begins += self.curve.cost(fits * rows)
+        return fits
 
     def close(self) -> None:
         """Begin another batch after the one that was planned."""
@@ -204,7 +226,7 @@ class Routes:
             curves = costs.of(key)
             for place in places:
                 place.turn_to(curves.get(place.slot), costs.guess(place.slot))
-            looked_at = islice(requests, _BATCHES * len(places) * most)
+            looked_at = islice(requests, (len(idle) + _BATCHES) * most)
             self._plan_line(list(looked_at), places, costs.batches(key) - _PASSED_OVER)
         return [(place.slot, place.first) for place in places if place.first]
 
@@ -238,17 +260,24 @@ class Routes:
 def _give(requests: list[Request], known: list[_Place]) -> None:
     """Plan each request for who will finish it first, until no idle worker takes more."""
     left = len([place for place in known if place.open])
+    alike = len(set(map(_rows, requests))) == 1
     rows, ends = -1, [0.0]
-    for request in requests:
-        if not left:
-            break
+    at, count = 0, len(requests)
+    while left and at < count:
+        request = requests[at]
         if request.rows != rows:
             rows = request.rows
             ends = [place.end_with(rows) for place in known]
         index = ends.index(min(ends))
         best = known[index]
         was_open = best.open
-        best.take(request)
+        taken = 0
+        if alike and not was_open:
+            others = min(ends[:index] + ends[index + 1 :], default=math.inf)
+            taken = best.fill(rows, count - at, others)
+        if not taken:
+            best.take(request)
+        at += taken or 1
         left -= was_open and not best.open
         ends[index] = best.end_with(rows)
 
