@@ -823,6 +823,20 @@ MUTATIONS = [
         "test_routing::test_a_request_is_not_held_for_a_worker_that_takes_longer_than_expected",
     ),
     Mutation(
+        "… nor for one that gets what it was never asked",
+        "_routing.py",
+        "place.begins = math.inf",
+        "pass",
+        "test_routing::test_nothing_waits_for_a_worker_that_gets_what_it_was_never_asked",
+    ),
+    Mutation(
+        "… nor for one that is to be replaced",
+        "_scheduler.py",
+        "return self._dispatch(now, Todo())  # what waits for it",
+        "return Todo()",
+        "test_routing::test_what_waits_for_a_worker_that_is_to_be_replaced_goes_to_another_at_once",
+    ),
+    Mutation(
         "… of which a timer tells",
         "_scheduler.py",
         "or self._counts_until < math.inf",
@@ -842,6 +856,20 @@ MUTATIONS = [
         "0 < end - sooner <= _PRICE * self._served",
         "0 < end - sooner",
         "test_routing::test_a_worker_that_looked_slow_once_is_tried_again_and_that_costs_little",
+    ),
+    Mutation(
+        "noise of small batches does not change the price of large ones",
+        "_costs.py",
+        "self._forget(rows, _DRIFT * expected)",
+        "self._drift(_DRIFT, _SHIFT)",
+        "test_routing::test_noise_of_small_batches_does_not_change_what_is_known_of_large_ones",
+    ),
+    Mutation(
+        "a cold start is not taken for what batches cost",
+        "_costs.py",
+        "known.curves[slot] = None",
+        "known.curves[slot] = _learnt(None, rows, seconds)",
+        "test_routing::test_a_cold_start_is_not_taken_for_what_batches_cost",
     ),
     Mutation(
         "another model's costs are learnt anew",

@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import numpy as np
 
 from predictpool._columns import OutputEncoder, Parts, Schema
 from predictpool._dispatcher import Dispatcher
+from predictpool._routing import Routes
 from predictpool._scheduler import Scheduler
 from predictpool._wire import Frame, Kind
 from predictpool._worker import Ready
@@ -194,3 +196,22 @@ def test_a_worker_does_not_wait_for_ever() -> None:
         stand.loop.turn_ends()
     assert 1 < turns < 10
     assert stand.woken() < (turns + 1) * requests  # there are callers still to be woken
+
+
+def test_what_waits_goes_to_another_worker_when_one_is_retired() -> None:
+    stand = busy([1, 1, 1])
+    for slot in (0, 1):
+        stand.answer(slot)
+    stand.ask(2)  # their turn of the loop has not ended yet
+    assert not stand.sent
+    anyio.run(stand.dispatcher.retire, 0)
+    assert stand.sent == [(1, 2)]
+
+
+def test_a_slot_that_is_done_away_with_is_forgotten_where_workers_are_chosen() -> None:
+    stand = Stand(workers=1, max_batch_size=1)
+    routes = stand.scheduler.routes = Routes(1)
+    stand.start(0)
+    assert list(routes._models) == [0]
+    stand.dispatcher.forget(0)
+    assert not routes._models
