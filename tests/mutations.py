@@ -918,8 +918,8 @@ MUTATIONS = [
     Mutation(
         "actors end with their pool",
         "_ray_launcher.py",
-        "self._on_gone(self)\n        _kill(self._actor)",
-        "self._on_gone(self)",
+        "self.on_gone()\n        _kill(self._actor)",
+        "self.on_gone()",
         "test_ray::test_actors_end_with_their_pool_and_with_the_program_that_had_them",
     ),
 ]
