@@ -34,7 +34,8 @@ def load():
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])  # of the worker's device
+    # In a worker, as many as its device has.
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     session = onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda features: dict(zip(names, session.run(names, features), strict=True))

@@ -20,7 +20,8 @@ def build_model():
 def load():
     import torch
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # those of the worker's device
+    # In a worker, as many as its device has.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     model = build_model()
     model.load_state_dict(torch.load(WEIGHTS, weights_only=True))
     model.eval()
