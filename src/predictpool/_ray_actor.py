@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-import traceback
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeAlias
@@ -20,7 +19,7 @@ from predictpool import _wire
 from predictpool._columns import SNAPSHOT_BYTES, OutputEncoder, Parts
 from predictpool._devices import LIBRARIES, THREADS, Device
 from predictpool._wire import Kind
-from predictpool._worker import LOADING, Start, answer, describe, load_predictor
+from predictpool._worker import LOADING, Start, answer, describe, exit_by, load_predictor
 
 Packed: TypeAlias = bytes | npt.NDArray[np.uint8]
 """A frame. Ray sends short bytes fastest; a large array lies in its shared memory, uncopied."""
@@ -98,9 +97,7 @@ class Host:
 
 def _exited(error: BaseException) -> Exited:
     """Return how a process would have ended that raised this."""
-    status = (error.code or 0) if isinstance(error, SystemExit) else 1
-    report = "".join(traceback.format_exception(error))
-    return Exited(status if isinstance(status, int) else 1, report)
+    return Exited(*exit_by(error))
 
 
 def _set_environment(device: Device) -> None:

@@ -525,6 +525,8 @@ class Scheduler:
         self.waiting -= len(requests)
         self._running[slot] = batch
         self.counters.batches += 1
+        if self.routes is not None:
+            self.routes.started(batch)
         return batch
 
     def _route(self, routes: Routes, now: float, todo: Todo, *, hold: bool) -> None:
@@ -533,13 +535,12 @@ class Scheduler:
         while self._idle and self.waiting and self._again:
             requests = self._take(self._idle[-1] in self._alone, now)
             if requests:
-                slot = self._idle.pop()
-                todo.send.append(self._start_on(routes, slot, requests, now))
+                todo.send.append(self._start(self._idle.pop(), requests, now))
         if self._idle and self._lines:
             for slot, requests in self._planned(routes, now, hold=hold):
                 self._idle.remove(slot)
                 self._take_out(requests)
-                todo.send.append(self._start_on(routes, slot, requests, now))
+                todo.send.append(self._start(slot, requests, now))
         held = self._idle and self._lines
         self._counts_until = routes.counts_until(now, self._going_on()) if held else math.inf
 
@@ -565,11 +566,6 @@ class Scheduler:
             for slot, batch in self._running.items()
             if not batch.killed and slot not in self._retired
         ]
-
-    def _start_on(self, routes: Routes, slot: int, requests: list[Request], now: float) -> Batch:
-        batch = self._start(slot, requests, now)
-        routes.started(batch)
-        return batch
 
     def _take_out(self, requests: list[Request]) -> None:
         """Take requests with equal keys out of the queue."""

@@ -126,6 +126,13 @@ def main(connection: socket.socket, buffer: int) -> None:
         _send(connection, answer(predictor, encoder, shared.payload, frame))
 
 
+def exit_by(error: BaseException) -> tuple[int, str]:
+    """Return the exit status and the traceback that a process would have ended with."""
+    status = (error.code or 0) if isinstance(error, SystemExit) else 1
+    report = "".join(traceback.format_exception(error))
+    return status if isinstance(status, int) else 1, report
+
+
 def describe(error: BaseException, *, broke_rows: bool = False) -> Failure:
     """Return an exception in a form that always travels."""
     kind = type(error)

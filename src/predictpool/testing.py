@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from predictpool._devices import Device, Wishes, one_for_each
 from predictpool._launcher import End, Launcher, Listener, WorkerHandle
 from predictpool._pool import PredictorPool
 from predictpool._wire import Frame, Kind, decode_frame, loads_cautiously
-from predictpool._worker import Failure, Start, answer, describe, load_predictor
+from predictpool._worker import Failure, Start, answer, describe, exit_by, load_predictor
 
 __all__ = ["InlinePool"]
 
@@ -241,6 +240,5 @@ class _InlineWorker:
 
 def _end_by(error: BaseException) -> End:
     """Return how a process would have ended that raised this."""
-    status = (error.code or 0) if isinstance(error, SystemExit) else 1
-    report = "".join(traceback.format_exception(error))
-    return End(status if isinstance(status, int) else 1, None, report, False, "")
+    status, report = exit_by(error)
+    return End(status, None, report, False, "")
